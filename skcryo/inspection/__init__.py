@@ -1,1 +1,11 @@
-__all__ = []
+"""Pictures of fitted estimators: class averages, angular coverage.
+
+Every display follows scikit-learn's pattern: a ``from_...`` constructor that draws at once and returns an
+object whose ``plot`` draws again with other options. matplotlib is imported when something is drawn,
+never before.
+"""
+
+from ._angular_coverage import AngularCoverageDisplay
+from ._class_averages import ClassAveragesDisplay
+
+__all__ = ["AngularCoverageDisplay", "ClassAveragesDisplay"]
