@@ -101,7 +101,7 @@ def _images_from_sequence(X: Any) -> Any:
     for index, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(
-                f"images of one stack must share one shape: image {index} has {shape}, image 0 has {shapes[0]}"
+                f"the images of a stack share one shape, but image {index} has {shape} and image 0 {shapes[0]}"
             )
     return np.stack([np.asarray(image) for image in X])
 
@@ -394,7 +394,7 @@ def resolve_pixel_size(
     if pixel_size is None:
         if required_by is not None:
             raise ValueError(
-                f"{required_by} needs the pixel size: give pixel_size in Angstrom, or a ParticleStack that has it"
+                f"{required_by} needs the pixel size: give pixel_size in Angstrom or a ParticleStack with one"
             )
         return None
     if not isinstance(pixel_size, Real) or not math.isfinite(pixel_size) or pixel_size <= 0:

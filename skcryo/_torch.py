@@ -1,0 +1,91 @@
+"""The seam to optional dependencies, torch above all. Nothing here imports torch before it is asked to."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DEVICES", "import_optional", "import_torch", "resolve_device", "to_numpy"]
+
+# What the parameter `device` of an estimator may be.
+DEVICES = frozenset({"auto", "cpu", "cuda"})
+
+
+def import_optional(name: str, *, extra: str, caller: str) -> ModuleType:
+    """An optional module, or an error that says how to install it.
+
+    Parameters
+    ----------
+    name : str
+        Module, for example "cvxpy".
+    extra : str
+        The extra of this package that brings it, for example "sdp".
+    caller : str
+        What needs it, for example the estimator's name.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed: names the caller, the module and the command.
+
+    Examples
+    --------
+    >>> import_optional("no_such_module", extra="torch", caller="CryoDRGN")
+    Traceback (most recent call last):
+        ...
+    ImportError: CryoDRGN needs no_such_module, which is not installed. Install it with...
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # A module that is there but lacks one of its own dependencies is another fault: let it speak for itself.
+        missing = (error.name or "").split(".")[0]
+        if missing != name.split(".")[0]:
+            raise
+        raise ImportError(
+            f'{caller} needs {name}, which is not installed. Install it with `pip install "skcryo[{extra}]"`.'
+        ) from error
+
+
+def import_torch(caller: str) -> ModuleType:
+    """torch, or an error that names the extra to install."""
+    return import_optional("torch", extra="torch", caller=caller)
+
+
+def resolve_device(device: str, *, caller: str = "device") -> Any:
+    """The ``torch.device`` that `device` stands for.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"} or "cuda:<index>"
+        "auto" takes the GPU when there is one.
+    caller : str, default="device"
+        Whose name an error bears.
+
+    Raises
+    ------
+    ValueError
+        If a GPU is asked for and there is none.
+    """
+    torch = import_torch(caller)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"{caller}: device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    resolved = torch.device(device)
+    if resolved.type == "cuda":
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= n_devices:
+            raise ValueError(
+                f"{caller}: device={device!r} was asked for, but torch sees {n_devices} CUDA devices; "
+                f"use device='auto' or device='cpu'"
+            )
+    return resolved
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor, wherever it lives, as an ndarray in memory; an array passes through."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu().numpy()
+    return np.asarray(tensor)
