@@ -1,2 +1,0 @@
-def one():
-    return 1
