@@ -48,8 +48,8 @@ def check_rotations(rotations, n=None, *, name="rotations", tol=1e-3):
     Raises
     ------
     ValueError
-        If the shape is wrong, or a matrix is not orthogonal or has a negative determinant; the message gives the
-        index of the first one.
+        If the shape is wrong, or a matrix is not orthogonal or has a negative determinant; the message gives
+        the index of the first one.
 
     Examples
     --------
@@ -181,7 +181,8 @@ def rotations_from_relion(angles_deg):
 def relion_from_rotations(rotations):
     """RELION's Euler angles of rotation matrices, the inverse of :func:`rotations_from_relion`.
 
-    Where the tilt is 0 or 180 degrees, only the sum or difference of the other two is determined: `rot` is then 0.
+    Where the tilt is 0 or 180 degrees, only the sum or difference of the other two is determined: `rot` is
+    then 0.
 
     Parameters
     ----------
@@ -331,8 +332,8 @@ def align_rotations(estimated, reference, *, reflection=True):
 
     Poses from images alone are known up to one global rotation ``G`` and a reflection ``R -> J R J`` with
     ``J = diag(1, 1, -1)`` (the mirrored molecule). The ``G`` with the least sum of distances
-    ``|reference_i - G estimated_i|`` (not squared, so that a minority of wrong poses does not pull it) is found by
-    iteratively reweighted means, for both hands, and the better hand is taken.
+    ``|reference_i - G estimated_i|`` (not squared, so that a minority of wrong poses does not pull it) is
+    found by iteratively reweighted means, for both hands, and the better hand is taken.
 
     Parameters
     ----------
@@ -393,8 +394,8 @@ def _compact_bits(values):
 def sphere_grid(n_side, pixels=None):
     """Centres of the HEALPix pixels, in nested order.
 
-    All ``12 n_side^2`` pixels have the same area; pixel `p` is divided into the pixels ``4 p`` to ``4 p + 3`` of
-    ``2 n_side``.
+    All ``12 n_side^2`` pixels have the same area; pixel `p` is divided into the pixels ``4 p`` to ``4 p + 3``
+    of ``2 n_side``.
 
     Parameters
     ----------
@@ -442,7 +443,7 @@ def sphere_grid(n_side, pixels=None):
 
 
 def _frames(directions):
-    """For each unit vector d, the rotation of least angle with third column d: ``Rz(phi) Ry(theta) Rz(-phi)``."""
+    """For each unit vector d, the rotation of least angle with third column d, Rz(phi) Ry(theta) Rz(-phi)."""
     x, y, z = np.moveaxis(directions, -1, 0)
     factor = 1.0 / (1.0 + z)  # no HEALPix centre is the south pole itself
     return np.stack(
@@ -459,8 +460,8 @@ def so3_grid(n_side, n_psi=None, cells=None):
     """Uniform grid of rotations: HEALPix viewing directions times in-plane angles.
 
     Cell ``c`` has the direction of pixel ``c // n_psi`` of :func:`sphere_grid` and the in-plane angle
-    ``2 pi (c % n_psi + 1/2) / n_psi``: the rotation is ``D @ in_plane_rotation(angle)``, where ``D`` turns the z axis
-    into the direction by the shortest way. All cells have the same Haar measure.
+    ``2 pi (c % n_psi + 1/2) / n_psi``: the rotation is ``D @ in_plane_rotation(angle)``, where ``D`` turns
+    the z axis into the direction by the shortest way. All cells have the same Haar measure.
 
     Parameters
     ----------
@@ -477,8 +478,8 @@ def so3_grid(n_side, n_psi=None, cells=None):
 
     References
     ----------
-    Yershova, Jain, LaValle, Mitchell, "Generating uniform incremental grids on SO(3) using the Hopf fibration",
-    IJRR 29 (2010), section 5.
+    Yershova, Jain, LaValle, Mitchell, "Generating uniform incremental grids on SO(3) using the Hopf
+    fibration", IJRR 29 (2010), section 5.
 
     Examples
     --------
