@@ -39,7 +39,7 @@ def import_optional(name: str, *, extra: str, caller: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # A module that is there but lacks one of its own dependencies is another fault: let it speak for itself.
+        # A module that is there but lacks a dependency of its own is another fault, which speaks for itself.
         missing = (error.name or "").split(".")[0]
         if missing != name.split(".")[0]:
             raise

@@ -101,7 +101,7 @@ def _images_from_sequence(X: Any) -> Any:
     for index, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(
-                f"the images of a stack share one shape, but image {index} has {shape} and image 0 {shapes[0]}"
+                f"images of a stack share one shape: image {index} has {shape}, image 0 has {shapes[0]}"
             )
     return np.stack([np.asarray(image) for image in X])
 
