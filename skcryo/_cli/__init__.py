@@ -1,0 +1,1 @@
+"""The command line's parts; ``skcryo.__main__`` holds the parser. Nothing here is public."""

@@ -1,0 +1,104 @@
+"""Progress of a fit on stderr: a bar on a terminal with rich, plain lines anywhere else."""
+
+import math
+import sys
+import time
+
+from ._common import format_seconds
+
+
+class ProgressReporter:
+    """scikit-learn callback that shows iterations and an estimate of the time left.
+
+    A fit announces its tasks as a tree; the leaves are counted as iterations. The estimate takes the mean
+    time of the iterations seen so far for all that may come: a fit that converges ends earlier.
+
+    Parameters
+    ----------
+    stream : text file, default=None
+        Where to write; stderr if None.
+    on_iteration : callable, default=None
+        Called after each iteration with the inertia, or None where the estimator does not tell it.
+    clock : callable, default=time.monotonic
+        Returns seconds; for tests.
+    """
+
+    def __init__(self, stream=None, *, on_iteration=None, clock=time.monotonic):
+        self.stream = sys.stderr if stream is None else stream
+        self.on_iteration = on_iteration
+        self.clock = clock
+        self._bar = None
+
+    def setup(self, estimator, context):
+        """Start the clock, and the bar where there is one."""
+        self._start = self.clock()
+        self._done = 0
+        self._bar = _rich_bar(self.stream)
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("preparing", total=None)
+
+    def on_fit_task_begin(self, estimator, context):
+        """Do nothing: only what has ended is shown."""
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        """Show an iteration that has ended."""
+        if context.parent is None or context.max_subtasks != 0:
+            return
+        self._done += 1
+        total = _leaves_at_most(context)
+        inertia = getattr(fitted_estimator, "inertia_", None)
+        if self._bar is not None:
+            text = f"iteration {self._done}" + ("" if inertia is None else f", inertia {inertia:.5g}")
+            self._bar.update(self._task, completed=self._done, total=total, description=text)
+        else:
+            self.stream.write(self._line(total, inertia))
+            self.stream.flush()
+        if self.on_iteration is not None:
+            self.on_iteration(inertia)
+
+    def teardown(self, estimator, context):
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, total, inertia):
+        elapsed = self.clock() - self._start
+        line = f"iteration {self._done}" + ("" if total is None else f" of at most {total}")
+        if inertia is not None:
+            line += f", inertia {inertia:.5g}"
+        line += f", {format_seconds(elapsed)}"
+        if total is not None and total > self._done:
+            line += f", at most {format_seconds(elapsed / self._done * (total - self._done))} left"
+        return line + "\n"
+
+
+def _leaves_at_most(context):
+    """Return how many leaves the tree of a leaf can have, None where that is unknown."""
+    sizes = []
+    while context.parent is not None:
+        context = context.parent
+        sizes.append(context.max_subtasks)
+    return None if None in sizes else math.prod(sizes)
+
+
+def _rich_bar(stream):
+    """Return a bar, or None where the stream is no terminal or rich is missing."""
+    if not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("at most"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=Console(file=stream),
+    )

@@ -1,0 +1,165 @@
+"""The report of a run: one HTML file that needs nothing beside it and no matplotlib to be made.
+
+Every string that comes from outside (paths, arguments, warnings) is escaped.
+"""
+
+import base64
+import html
+import struct
+import zlib
+
+import numpy as np
+
+from ..inspection._grey_levels import grey_levels
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color:
+#1a1a1a; } h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+.averages { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 8px; }
+.averages figure { margin: 0; } .averages img { width: 100%; display: block; }
+.averages figcaption { font-size: .85em; } .averages figcaption b { font-weight: 600; }
+table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
+td:first-child { color: #555; white-space: nowrap; } td:last-child { overflow-wrap: anywhere; }
+.warning { background: #fff3cd; padding: .5em .8em; margin: .4em 0; } svg { max-width: 100%; height: auto; }
+svg text { font: 12px system-ui, sans-serif; fill: #444; } code { background: #f2f2f2; padding: .1em .3em; }
+"""
+
+
+def render_report(*, title, summary, averages, counts, history, sections, warnings=(), next_steps=()):
+    """Return the report as HTML.
+
+    Parameters
+    ----------
+    title : str
+        Heading and title of the page.
+    summary : str
+        One or two sentences below the heading.
+    averages : ndarray of shape (n_classes, L, L)
+        Class averages.
+    counts : ndarray of shape (n_classes,), int
+        Particles in each class.
+    history : list of (int, float)
+        Iteration and inertia, in order; an empty list leaves the chart out.
+    sections : list of (str, list of (str, object))
+        Tables: heading, then rows of name and value.
+    warnings : sequence of str
+        Shown on top.
+    next_steps : sequence of (str, str)
+        What to do next and the command that does it.
+
+    Returns
+    -------
+    page : str
+    """
+    text = html.escape
+    order = np.argsort(-counts, kind="stable")
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
+        f"<style>{_STYLE}</style></head><body>",
+        f"<h1>{text(title)}</h1><p>{text(summary)}</p>",
+    ]
+    parts += [f'<p class="warning">{text(warning)}</p>' for warning in warnings]
+    parts.append("<h2>Class averages</h2><p>Largest class first; class number, then particles.</p>")
+    parts.append('<div class="averages">')
+    for label, tile in zip(order, grey_levels(averages[order])):
+        source = base64.b64encode(encode_png(tile)).decode("ascii")
+        parts.append(
+            f'<figure><img alt="Average of class {label + 1}" src="data:image/png;base64,{source}">'
+            f"<figcaption><b>{label + 1}</b>: {counts[label]}</figcaption></figure>"
+        )
+    parts.append("</div>")
+    parts.append("<h2>Particles in each class</h2>" + _bar_chart(counts[order], order + 1))
+    if history:
+        parts.append("<h2>Convergence</h2>" + _line_chart(history))
+    if next_steps:
+        items = "".join(
+            f"<li>{text(what)}: <code>{text(command)}</code></li>" for what, command in next_steps
+        )
+        parts.append(f"<h2>Going on</h2><ul>{items}</ul>")
+    for heading, rows in sections:
+        body = "".join(
+            f"<tr><td>{text(str(name))}</td><td>{text(str(value))}</td></tr>" for name, value in rows
+        )
+        parts.append(f"<h2>{text(heading)}</h2><table>{body}</table>")
+    parts.append("</body></html>\n")
+    return "\n".join(parts)
+
+
+def encode_png(grey):
+    """Return an 8-bit grey image as the bytes of a PNG file.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (height, width), uint8
+
+    Returns
+    -------
+    png : bytes
+
+    References
+    ----------
+    .. [1] "Portable Network Graphics (PNG) Specification", W3C; sections 5 and 9 to 11.
+    """
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    height, width = grey.shape
+    # Each row starts with the number of its filter: 0, none.
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), grey], axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _bar_chart(counts, numbers):
+    """Return bars of class sizes as SVG; the number of a class and its size show under the pointer."""
+    width, height, left, bottom = 900, 200, 50, 20
+    step = (width - left) / len(counts)
+    largest = max(int(counts.max()), 1)
+    bars = []
+    for place, (count, number) in enumerate(zip(counts, numbers)):
+        tall = (height - bottom - 12) * count / largest
+        bars.append(
+            f'<rect x="{left + place * step:.1f}" y="{height - bottom - tall:.1f}" '
+            f'width="{max(step - 1, 0.6):.1f}" height="{tall:.1f}" fill="#4c78a8">'
+            f"<title>class {number}: {count}</title></rect>"
+        )
+    middle = (left + width) / 2
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'aria-label="Particles in each class"><text x="{left - 6}" y="22" text-anchor="end">{largest}</text>'
+        f'<text x="{left - 6}" y="{height - bottom}" text-anchor="end">0</text>'
+        f'<text x="{middle:.0f}" y="{height - 4}" text-anchor="middle">classes, largest first</text>'
+        f"{''.join(bars)}</svg>"
+    )
+
+
+def _line_chart(history):
+    """Return inertia against iteration as SVG."""
+    width, height, left, bottom, top = 900, 200, 90, 24, 12
+    iterations = np.array([iteration for iteration, _ in history], dtype=float)
+    inertia = np.array([value for _, value in history], dtype=float)
+    low, high = inertia.min(), inertia.max()
+    x = left + (width - left - 10) * (iterations - iterations[0]) / max(np.ptp(iterations), 1)
+    y = top + (height - bottom - top) * (high - inertia) / max(high - low, np.finfo(float).tiny)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
+    dots = "".join(
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#4c78a8">'
+        f"<title>iteration {n}: {v:.6g}</title></circle>"
+        for a, b, (n, v) in zip(x, y, history)
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Inertia by iteration">'
+        f'<text x="{left - 8}" y="{top + 6}" text-anchor="end">{high:.5g}</text>'
+        f'<text x="{left - 8}" y="{height - bottom}" text-anchor="end">{low:.5g}</text>'
+        f'<text x="{left}" y="{height - 4}">iteration {history[0][0]}</text>'
+        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">iteration {history[-1][0]}</text>'
+        f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/>{dots}</svg>'
+    )
