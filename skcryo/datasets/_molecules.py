@@ -1,4 +1,5 @@
-"""Protein-like molecules made of pseudo-residues: asymmetric, of several domains, with a hinge and a ligand."""
+"""Protein-like molecules made of pseudo-residues: asymmetric, of several domains, with a hinge and a
+ligand."""
 
 import functools
 import numbers
@@ -28,9 +29,10 @@ def make_molecule(
 ):
     """Make the density of a protein-like molecule of several domains.
 
-    Helix-like rods of pseudo-residues pack into a dense core and seven domains of different sizes around it, about 260
-    Angstrom across, without any symmetry and different from every side. The same `random_state` always gives the same
-    molecule: `hinge` and `ligand` change only what their names say, so that states of one molecule compare.
+    Helix-like rods of pseudo-residues pack into a dense core and seven domains of different sizes around it,
+    about 260 Angstrom across, without any symmetry and different from every side. The same `random_state`
+    always gives the same molecule: `hinge` and `ligand` change only what their names say, so that states of
+    one molecule compare.
 
     Parameters
     ----------
@@ -39,15 +41,16 @@ def make_molecule(
     hinge : float, default=0.0
         Degrees by which one domain is turned about an axis through its contact with the core.
     ligand : bool or float, default=False
-        Whether a compact ball is bound to the core. A number is the power of the ball relative to the whole molecule's
-        (sum of squares); True stands for 0.1.
+        Whether a compact ball is bound to the core. A number is the power of the ball relative to the whole
+        molecule's (sum of squares); True stands for 0.1.
     symmetry : int, default=1
-        Number of subunits. From 2 on, the molecule is a ring of that many subunits of three domains about the z axis;
-        rings of different numbers are built of the same subunit.
+        Number of subunits. From 2 on, the molecule is a ring of that many subunits of three domains about the
+        z axis; rings of different numbers are built of the same subunit.
     spectrum : {"standard"} or None, default="standard"
-        "standard" gives the state without turn and ligand the radial power of `STANDARD_SPECTRUM` at each physical
-        frequency, and other states the very same filter. None leaves the density as it comes from its residues:
-        nearly all its power is one smooth blob, which makes a harder data set at an equal signal-to-noise ratio.
+        "standard" gives the state without turn and ligand the radial power of `STANDARD_SPECTRUM` at each
+        physical frequency, and other states the very same filter. None leaves the density as it comes from
+        its residues: nearly all its power is one smooth blob, which makes a harder data set at an equal
+        signal-to-noise ratio.
     voxel_size : float, default=None
         In Angstrom; None puts the molecule in a box of 320 Angstrom whatever `L` is.
     random_state : int, RandomState instance or None, default=0
@@ -56,13 +59,15 @@ def make_molecule(
     Returns
     -------
     volume : ndarray of shape (L, L, L), float32
-        Density ``V[z, y, x]``, the state without turn and ligand centred at voxel ``L // 2`` (centre of mass of its
-        residues), about 1 where it is densest. Boxes of different `L` and equal side hold the same Fourier coefficients.
+        Density ``V[z, y, x]``, the state without turn and ligand centred at voxel ``L // 2`` (centre of mass
+        of its residues), about 1 where it is densest. Boxes of different `L` and equal side hold the same
+        Fourier coefficients.
 
     Raises
     ------
     ValueError
-        If `L` is below 8, the molecule does not fit into ``L * voxel_size``, or `symmetry` or `ligand` is out of range.
+        If `L` is below 8, the molecule does not fit into ``L * voxel_size``, or `symmetry` or `ligand` is out
+        of range.
 
     Examples
     --------
@@ -86,11 +91,15 @@ def make_molecule(
     voxel_size = STANDARD_BOX / L if voxel_size is None else check_positive(voxel_size, "voxel_size")
 
     seed = random_state if isinstance(random_state, numbers.Integral) else None
-    parts = _cached_parts(int(seed), int(symmetry)) if seed is not None else _parts(random_state, int(symmetry))
+    parts = (
+        _cached_parts(int(seed), int(symmetry)) if seed is not None else _parts(random_state, int(symmetry))
+    )
     box = L * voxel_size
     needed = 2 * parts["extent"]
     if box < needed:
-        raise ValueError(f"the box of {box:.0f} Angstrom (L * voxel_size) is too small; at least {needed:.0f} is wanted")
+        raise ValueError(
+            f"the box of {box:.0f} Angstrom (L * voxel_size) is too small; at least {needed:.0f} is wanted"
+        )
 
     # The base state on the standard lattice settles the filter and the scale of every state.
     k = np.arange(-_BAND, _BAND + 1) / STANDARD_BOX
@@ -113,11 +122,14 @@ def make_molecule(
         share = 0.1 if ligand is True else float(ligand)
         weight = np.sqrt(share * (np.abs(base) ** 2).sum() / (np.abs(ball) ** 2).sum())
         transform = transform + weight * _ligand(parts, k)
-    transform = transform * (apply_gains(radius, gains) * scale * (2 * _BAND / STANDARD_BOX * voxel_size) ** -3)
+    transform = transform * (
+        apply_gains(radius, gains) * scale * (2 * _BAND / STANDARD_BOX * voxel_size) ** -3
+    )
     return np.ascontiguousarray(_to_volume(transform, L), dtype=np.float32)
 
 
-# -- residues ---------------------------------------------------------------------------------------------------------
+# -- residues
+# ---------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=16)
@@ -152,7 +164,8 @@ def _pack(rng, semi_axes):
         ends *= (rng.uniform(size=(24, 1)) ** (1 / 3)) / np.linalg.norm(ends, axis=1, keepdims=True)
         ends = ends * semi_axes
         lengths = np.linalg.norm(ends - current, axis=1)
-        # A helix or strand is 15 to 50 Angstrom long; among those the one that passes farthest from what is there.
+        # A helix or strand is 15 to 50 Angstrom long; among those the one that passes farthest from what is
+        # there.
         probes = current + (ends - current)[:, None] * np.array([0.35, 0.65, 1.0])[None, :, None]
         crowding = np.abs(lengths - np.clip(lengths, 15.0, 50.0)) / 10
         if len(points):
@@ -200,7 +213,9 @@ def _single(rng):
     for size, direction in zip(sizes, directions):
         aspect = rng.uniform(0.8, 1.25, 3)
         surface = np.quantile(core @ direction, 0.99)
-        domains.append(_pack(rng, size * aspect / np.prod(aspect) ** (1 / 3)) + (surface + 0.62 * size) * direction)
+        domains.append(
+            _pack(rng, size * aspect / np.prod(aspect) ** (1 / 3)) + (surface + 0.62 * size) * direction
+        )
     # The second largest domain turns: large enough to be seen, small enough to leave the rest in place.
     moving, direction = domains[1], directions[1]
     rest = np.concatenate([core] + [d for i, d in enumerate(domains) if i != 1])
@@ -215,7 +230,13 @@ def _single(rng):
     places = sites * (np.array([np.quantile(core @ s, 0.99) for s in sites]) + 1.2 * _LIGAND_SIGMA)[:, None]
     crowd = [np.exp(-0.5 * (np.linalg.norm(everything - p, axis=1) / 18) ** 2).sum() for p in places]
     return _assemble(
-        [core * 1.0, *domains], np.concatenate([[1.25], weights]), 2, pivot, axis, places[np.argmin(crowd)], [np.eye(3)]
+        [core * 1.0, *domains],
+        np.concatenate([[1.25], weights]),
+        2,
+        pivot,
+        axis,
+        places[np.argmin(crowd)],
+        [np.eye(3)],
     )
 
 
@@ -249,7 +270,14 @@ def _assemble(domains, weights, moving, pivot, axis, site, turns):
     reach = np.linalg.norm(pivot) + np.linalg.norm(points[is_moving] - pivot, axis=1).max()
     extent = max(np.linalg.norm(points, axis=1).max(), reach, np.linalg.norm(site) + 2 * _LIGAND_SIGMA)
     return dict(
-        points=points, mass=mass, is_moving=is_moving, pivot=pivot, axis=axis, site=site, turns=turns, extent=extent
+        points=points,
+        mass=mass,
+        is_moving=is_moving,
+        pivot=pivot,
+        axis=axis,
+        site=site,
+        turns=turns,
+        extent=extent,
     )
 
 
@@ -267,10 +295,13 @@ def _positions(parts, hinge):
     if hinge:
         turned = (points - parts["pivot"]) @ _turn(parts["axis"], hinge).T + parts["pivot"]
         points = np.where(parts["is_moving"][:, None], turned, points)
-    return np.concatenate([points @ turn.T for turn in parts["turns"]]), np.tile(parts["mass"], len(parts["turns"]))
+    return np.concatenate([points @ turn.T for turn in parts["turns"]]), np.tile(
+        parts["mass"], len(parts["turns"])
+    )
 
 
-# -- density ----------------------------------------------------------------------------------------------------------
+# -- density
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _lattice_radius(k):
@@ -278,14 +309,15 @@ def _lattice_radius(k):
 
 
 def _transform(points, mass, k, sigma=_SIGMA):
-    """Continuous Fourier transform of Gaussians on the lattice k x k x k (cycles per Angstrom), (kz, ky, kx)."""
+    """Continuous Fourier transform of Gaussians on the lattice k x k x k (cycles per Angstrom), (kz, ky,
+    kx)."""
     half = len(k) // 2
     waves = [np.exp(-2j * np.pi * np.outer(k, points[:, i])).astype(np.complex64) for i in range(3)]
     result = np.empty((len(k),) * 3, dtype=np.complex64)
     weighted = waves[0].T * mass[:, None].astype(np.float32)
     for i in range(half, len(k)):  # the other half is its conjugate: densities are real
         result[i] = (waves[1] * waves[2][i]) @ weighted
-    result[:half] = np.conj(result[: half : -1, ::-1, ::-1])
+    result[:half] = np.conj(result[:half:-1, ::-1, ::-1])
     return result * np.exp(-2 * (np.pi * sigma * _lattice_radius(k)) ** 2)
 
 
@@ -295,7 +327,8 @@ def _ligand(parts, k):
 
 
 def _to_volume(transform, L):
-    """Real density of a centred lattice of 2 h + 1 coefficients a side in a box of L > 2 h voxels (or L = 2 h)."""
+    """Real density of a centred lattice of 2 h + 1 coefficients a side in a box of L > 2 h voxels (or L = 2
+    h)."""
     half = len(transform) // 2
     if L == 2 * half:  # the highest frequency has no partner in an even box
         transform, half = transform[1:-1, 1:-1, 1:-1], half - 1

@@ -1,8 +1,8 @@
 """The radial power spectrum of a volume, the project's standard one, and how to impose it.
 
-The spectrum of a volume decides how hard its images are at a given signal-to-noise ratio: a density straight from
-atoms holds nine tenths of its power in the mean and one blob, which tell nothing about orientation. Molecules
-compare only under one spectrum.
+The spectrum of a volume decides how hard its images are at a given signal-to-noise ratio: a density straight
+from atoms holds nine tenths of its power in the mean and one blob, which tell nothing about orientation.
+Molecules compare only under one spectrum.
 """
 
 import numbers
@@ -13,8 +13,9 @@ import scipy.fft
 #: Box in Angstrom in which `STANDARD_SPECTRUM` counts cycles: 64 pixels of 5 Angstrom.
 STANDARD_BOX = 320.0
 
-#: Mean power of one Fourier coefficient in shell 0, 1, 2, ... (cycles in a box of `STANDARD_BOX`), scaled to sum 1: that
-#: of a 70S ribosome map of 65 pixels; band-limited at about shell 14 (23 Angstrom) and high-passed. No power beyond.
+#: Mean power of one Fourier coefficient in shell 0, 1, 2, ... (cycles in a box of `STANDARD_BOX`), scaled to
+#: sum 1: that of a 70S ribosome map of 65 pixels; band-limited at about shell 14 (23 Angstrom) and
+#: high-passed. No power beyond.
 STANDARD_SPECTRUM = np.array(
     [
         9.8064e-02, 3.3571e-01, 1.6519e-01, 1.0309e-01, 9.9988e-02, 5.6869e-02, 4.0211e-02, 4.2728e-02,
@@ -36,7 +37,8 @@ def standard_power(radius):
 
 
 def frequency_radius(L):
-    """Distance from the origin, in cycles per box, of every coefficient of an uncentred ``fftn`` of an L-box."""
+    """Distance from the origin, in cycles per box, of every coefficient of an uncentred ``fftn`` of an
+    L-box."""
     k2 = np.fft.fftfreq(L, 1 / L) ** 2
     return np.sqrt(k2[:, None, None] + k2[None, :, None] + k2[None, None, :])
 
@@ -94,8 +96,8 @@ def power_spectrum(volume):
 def shell_gains(power, radius, target, *, n_iter=60, tol=1e-6):
     """Amplitude gains at shell 0, 1, ..., which, linear in between, give each shell the mean power `target`.
 
-    A gain that steps from shell to shell would ring through the whole box; a piecewise linear one does not, at the
-    price of a short fixed-point iteration. Shells that hold no power get gain 0.
+    A gain that steps from shell to shell would ring through the whole box; a piecewise linear one does not,
+    at the price of a short fixed-point iteration. Shells that hold no power get gain 0.
     """
     n_shells = len(target)
     power, radius = np.ravel(power), np.ravel(radius)
@@ -127,11 +129,12 @@ def match_power_spectrum(volume, spectrum="standard", *, voxel_size=None):
     volume : array-like of shape (L, L, L)
         A density.
     spectrum : {"standard"}, array-like of shape (n_shells,) or of shape (m, m, m), default="standard"
-        The wanted mean power of one coefficient in shells ``round(|k|)`` = 0, 1, ...; shells that are not given get
-        none. A volume stands for its own `power_spectrum`. Only the shape of the spectrum matters.
+        The wanted mean power of one coefficient in shells ``round(|k|)`` = 0, 1, ...; shells that are not
+        given get none. A volume stands for its own `power_spectrum`. Only the shape of the spectrum matters.
     voxel_size : float, default=None
-        In Angstrom. With it, the standard spectrum is taken at the physical frequency, and every box shows the
-        molecule at one resolution; without it, at the frequency in cycles per box. Ignored unless `spectrum` is "standard".
+        In Angstrom. With it, the standard spectrum is taken at the physical frequency, and every box shows
+        the molecule at one resolution; without it, at the frequency in cycles per box. Ignored unless
+        `spectrum` is "standard".
 
     Returns
     -------
@@ -141,7 +144,8 @@ def match_power_spectrum(volume, spectrum="standard", *, voxel_size=None):
     Raises
     ------
     ValueError
-        If `volume` is no finite cube, or `spectrum` is none of the above, negative or without any power in the shells.
+        If `volume` is no finite cube, or `spectrum` is none of the above, negative or without any power in
+        the shells.
 
     Examples
     --------
@@ -156,7 +160,9 @@ def match_power_spectrum(volume, spectrum="standard", *, voxel_size=None):
     L = len(volume)
     if isinstance(spectrum, str):
         if spectrum != "standard":
-            raise ValueError(f'spectrum is {spectrum!r}; "standard", an array of shells or a volume is wanted')
+            raise ValueError(
+                f'spectrum is {spectrum!r}; "standard", an array of shells or a volume is wanted'
+            )
         scale = 1.0 if voxel_size is None else STANDARD_BOX / (L * check_positive(voxel_size, "voxel_size"))
         target = standard_power(np.arange(L // 2 + 1) * scale)
     else:

@@ -1,1 +1,32 @@
-__all__ = []
+"""How good poses, classes and volumes are, against the truth."""
+
+from ._classes import (
+    ViewCoherence,
+    class_precisions,
+    class_view_angles,
+    effective_n_classes,
+    occupancy_entropy,
+    partition_precision,
+    view_coherence,
+)
+from ._poses import common_line_detection_rate, pose_correlation, pose_error
+from ._scorers import make_pose_scorer, make_view_coherence_scorer
+from ._volumes import fsc, fsc_area, fsc_resolution
+
+__all__ = [
+    "ViewCoherence",
+    "class_precisions",
+    "class_view_angles",
+    "common_line_detection_rate",
+    "effective_n_classes",
+    "fsc",
+    "fsc_area",
+    "fsc_resolution",
+    "make_pose_scorer",
+    "make_view_coherence_scorer",
+    "occupancy_entropy",
+    "partition_precision",
+    "pose_correlation",
+    "pose_error",
+    "view_coherence",
+]
