@@ -1,1 +1,5 @@
-__all__ = []
+"""Search and refinement engines: functions and plain classes below the estimators."""
+
+from ._in_plane import InPlaneMatch, PolarFeatures, PolarMatcher, PolarReferences
+
+__all__ = ["InPlaneMatch", "PolarFeatures", "PolarMatcher", "PolarReferences"]

@@ -1,0 +1,199 @@
+"""The products behind :class:`skcryo.alignment.PolarMatcher`: one block of images against one block of references."""
+
+import contextlib
+import functools
+import threading
+
+import numpy as np
+import scipy.fft
+import threadpoolctl
+
+from .._ext._polar import fold_max
+
+__all__ = []
+
+# Fixed shapes of the matrix products, so that no result depends on how the images were split.
+IMAGE_BLOCK = 64
+COLUMN_BLOCK = 256
+_TILE = 2048
+
+
+@functools.lru_cache(maxsize=1)
+def _thread_pools():
+    return threadpoolctl.ThreadpoolController()
+
+
+@contextlib.contextmanager
+def one_blas_thread():
+    """BLAS on one thread: blocks of images are what runs in parallel, and products do not change with the threads."""
+    with _thread_pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+def rotate_vectors(vectors, angles):
+    """Rot(angle) @ vector for every row; vectors (n, 2) as (x, y), angles (n,) in radians."""
+    c, s = np.cos(angles), np.sin(angles)
+    x, y = vectors[:, 0], vectors[:, 1]
+    return np.stack([c * x - s * y, s * x + c * y], axis=1)
+
+
+def hexagonal_disc(radius, spacing):
+    """Points of a hexagonal grid within `radius` of zero, nearest first; ndarray of shape (n_points, 2)."""
+    reach = int(np.ceil(2 * radius / spacing)) + 1
+    i, j = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij")
+    points = spacing * np.stack([i + j / 2, np.sqrt(0.75) * j], axis=-1).reshape(-1, 2)
+    distance = np.hypot(*points.T)
+    order = np.lexsort((np.round(np.arctan2(points[:, 1], points[:, 0]), 6), np.round(distance, 6)))
+    return points[order[distance[order] <= radius + 1e-9]]
+
+
+def shift_phases(grid, shifts):
+    """Cosine and sine of the phase ``-2 pi k s`` on the polar grid; two arrays (n_rings, n_theta, n), float32."""
+    angles = 2 * np.pi * np.arange(grid.n_theta) / grid.n_theta
+    along = np.cos(angles)[:, None] * shifts[:, 0] + np.sin(angles)[:, None] * shifts[:, 1]
+    phase = -2 * np.pi * grid.radii[:, None, None] * along
+    return np.cos(phase).astype(np.float32), np.sin(phase).astype(np.float32)
+
+
+def shift_hartley(hartley, cosine, sine):
+    """Polar functions of images moved by the shifts of :func:`shift_phases`."""
+    opposite = np.roll(hartley, hartley.shape[1] // 2, axis=1)
+    return hartley * cosine + opposite * sine
+
+
+def power_orders(hartley, n_orders):
+    """Harmonics 0, 2, 4 ... along the angle of the power of weighted polar functions; (n_orders, n_rings, k) complex."""
+    half = hartley.shape[1] // 2
+    power = (np.square(hartley[:, :half]) + np.square(hartley[:, half:])) / 2
+    return np.ascontiguousarray((scipy.fft.rfft(power, axis=1)[:, :n_orders] / half).transpose(1, 0, 2))
+
+
+class AnglePlan:
+    """The sum over angular orders at every angle, as one or a few small matrices.
+
+    Where the angles are a multiple of four, even and odd orders apart give the four quadrants from one.
+    """
+
+    def __init__(self, grid, n_ctf_orders):
+        n = grid.spec.n_angles
+        self.n_angles = n
+        ctf_orders = [self.fold(2 * j)[0] for j in range(n_ctf_orders)]
+        used = [mu for mu in range(n // 2 + 1) if grid.groups[mu] or mu in ctf_orders]
+        self.folds = n % 4 == 0
+        if self.folds:
+            used.sort(key=lambda mu: (mu % 2, mu))
+        self.slices = [grid.slices[mu] for mu in used]
+        self.plane_of = {mu: i for i, mu in enumerate(used)}
+        self.ctf_planes = [(self.plane_of[mu], *self.fold(2 * j)[1:]) for j, mu in enumerate(ctf_orders)]
+        self.n_planes = len(used)
+        self.n_even = sum(mu % 2 == 0 for mu in used) if self.folds else self.n_planes
+        rows = n // 4 + 1 if self.folds else n
+        phase = 2 * np.pi * (np.outer(np.arange(rows), used) % n) / n
+        self.cosine, self.minus_sine = np.cos(phase).astype(np.float32), -np.sin(phase).astype(np.float32)
+
+    def fold(self, order):
+        """(group that looks like this order on the angles, whether conjugated, weight of the order)."""
+        folded = order % self.n_angles
+        mirrored = folded > self.n_angles // 2
+        return (self.n_angles - folded if mirrored else folded), mirrored, 1.0 if order == 0 else 2.0
+
+    def maximum(self, planes, best, index):
+        """Largest value over the angles and its angle; planes (2, n_planes, m) float32, into best and index (m,)."""
+        m = planes.shape[2]
+        even = self.n_even
+        for start in range(0, m, _TILE):
+            tile = slice(start, min(start + _TILE, m))
+            re, im = planes[0, :, tile], planes[1, :, tile]
+            if self.folds:
+                fold_max(
+                    self.cosine[:, :even] @ re[:even],
+                    self.cosine[:, even:] @ re[even:],
+                    self.minus_sine[:, :even] @ im[:even],
+                    self.minus_sine[:, even:] @ im[even:],
+                    best[tile],
+                    index[tile],
+                )
+            else:
+                values = self.cosine @ re + self.minus_sine @ im
+                index[tile] = values.argmax(axis=0)
+                best[tile] = values.max(axis=0)
+
+
+class Columns:
+    """References of a block of classes at every shift, laid out for the products."""
+
+    def __init__(self, grid, plan, references, classes, shifts):
+        self.classes = classes
+        self.n_classes = classes.stop - classes.start
+        self.n_shifts = len(shifts)
+        self.half_norms = references.norms[classes] / 2
+        hartley = references.hartley[:, :, classes]
+        if self.n_shifts == 1:
+            values = references.values[classes]
+        else:
+            moved = []
+            for shift in shifts:
+                cosine, sine = shift_phases(grid, shift[None])
+                moved.append(grid.features(shift_hartley(hartley, cosine, sine)))
+            values = np.concatenate(moved)
+        self.real = np.ascontiguousarray(values.T)
+        self.imaginary = np.empty_like(self.real)
+        self.imaginary[0::2] = -self.real[1::2]
+        self.imaginary[1::2] = self.real[0::2]
+        self.power = power_orders(hartley, len(plan.ctf_planes)).conj() if plan.ctf_planes else None
+        self._buffers = threading.local()
+
+    def buffers(self, n_planes):
+        """Arrays of this thread that hold one block's correlations."""
+        if not hasattr(self._buffers, "planes"):
+            columns = IMAGE_BLOCK * self.n_shifts * self.n_classes
+            self._buffers.planes = np.empty((2, n_planes, columns), dtype=np.float32)
+            self._buffers.best = np.empty(columns, dtype=np.float32)
+            self._buffers.index = np.empty(columns, dtype=np.int32)
+        return self._buffers.planes, self._buffers.best, self._buffers.index
+
+
+def search_block(plan, columns, features, block, score, angle, shift):
+    """Best angle and shift of the images of `block` in every class of `columns`.
+
+    Writes into score, angle (index) and shift (index), (n, k): the score is half of (squared norm of the image minus
+    squared distance).
+    """
+    count = block.stop - block.start
+    values = _filled(features.values[block])
+    planes, best, index = columns.buffers(plan.n_planes)
+    shape = IMAGE_BLOCK, columns.n_shifts, columns.n_classes
+    products = planes.reshape(2, plan.n_planes, IMAGE_BLOCK, -1)
+    for plane, where in enumerate(plan.slices):
+        if where.stop > where.start:
+            np.matmul(values[:, where], columns.real[where], out=products[0, plane])
+            np.matmul(values[:, where], columns.imaginary[where], out=products[1, plane])
+        else:
+            products[:, plane] = 0
+    if features.ctf_squared is not None:
+        squared = _filled(features.ctf_squared[block])
+        by_shift = planes.reshape(2, plan.n_planes, *shape)
+        for order, (plane, mirrored, weight) in enumerate(plan.ctf_planes):
+            norm = np.ascontiguousarray(squared[:, :, order]) @ columns.power[order] * np.float32(weight / 2)
+            by_shift[0, plane] -= norm.real[:, None]
+            by_shift[1, plane] -= -norm.imag[:, None] if mirrored else norm.imag[:, None]
+    plan.maximum(planes, best, index)
+    best, index = best.reshape(shape)[:count], index.reshape(shape)[:count]
+    top = best.max(axis=1)
+    # of equal shifts the one with the lowest angle, then the first
+    first_angle = np.where(best == top[:, None], index, plan.n_angles).min(axis=1)
+    first_shift = ((best == top[:, None]) & (index == first_angle[:, None])).argmax(axis=1)
+    if features.ctf_squared is None:
+        top = top - columns.half_norms
+    score[block, columns.classes] = top
+    angle[block, columns.classes] = first_angle
+    shift[block, columns.classes] = first_shift
+
+
+def _filled(rows):
+    """Rows with zeros appended up to the fixed size of a block."""
+    if len(rows) == IMAGE_BLOCK:
+        return rows
+    out = np.zeros((IMAGE_BLOCK, *rows.shape[1:]), dtype=rows.dtype)
+    out[: len(rows)] = rows
+    return out
