@@ -112,7 +112,8 @@ def _stack_shape(X: Any) -> tuple[int, int, int] | None:
 
 
 def _check_box(est: Any, shape: tuple[int, int]) -> None:
-    fitted = tuple(est.image_shape_)
+    # A stateless transformer may be used without a fit: it has no shape to compare with then.
+    fitted = tuple(getattr(est, "image_shape_", shape))
     if tuple(shape) != fitted:
         raise ValueError(
             f"X has images of {shape[0]} x {shape[1]} pixels, but {_name(est)} was fitted on images of "
@@ -143,8 +144,8 @@ def _row_image_shape(est: Any, n_pixels: int, image_shape: Any, non_square: str)
     )
 
 
-def _refuse_not_finite(est: Any, X: np.ndarray, first_index: int = 0) -> None:
-    """Name the first image that holds NaN or infinity."""
+def _refuse_not_finite(est: Any, X: np.ndarray, source: Any) -> None:
+    """Name the first image of `X` that holds NaN or infinity; `source` is what `X` was made of."""
     with np.errstate(over="ignore", invalid="ignore"):
         # The sum is finite whenever all pixels are (short of an overflow): one pass, no temporary.
         if X.dtype.kind not in "fc" or np.isfinite(X.sum(dtype=np.float64)):
@@ -154,10 +155,11 @@ def _refuse_not_finite(est: Any, X: np.ndarray, first_index: int = 0) -> None:
         return
     bad = np.flatnonzero(~finite)
     kind = "NaN" if np.isnan(X[bad[0]]).any() else "infinity"
-    others = f" ({bad.size - 1} more among these {len(X)} images are not either)" if bad.size > 1 else ""
+    from .particles import describe_image
+
     raise ValueError(
-        f"Input X contains {kind}: image {first_index + bad[0]} is the first that is not finite{others}; "
-        f"{_name(est)} accepts neither NaN nor inf"
+        f"Input X contains {kind}: {describe_image(source, bad[0])} is the first of {bad.size} "
+        f"that are not finite; {_name(est)} accepts neither NaN nor inf"
     )
 
 
@@ -210,10 +212,10 @@ def validate_stack(
         If `X` is not finite (with the index of the image), is empty, has another box size than `est` was
         fitted on, or is no array of numbers.
     """
-    X = _images_from_sequence(X)
+    source = X = _images_from_sequence(X)
     stack_shape = _stack_shape(X)
     if stack_shape is not None:
-        X = _checked_box(est, stack_shape, reset=reset, image_shape=image_shape, square=square, X=X)
+        _check_stack_shape(est, stack_shape, reset=reset, image_shape=image_shape, square=square)
         X = np.asarray(X).reshape(stack_shape[0], stack_shape[1] * stack_shape[2])
     if getattr(X, "dtype", None) in _EXACT_IN_FLOAT32 and isinstance(X, np.ndarray) and np.float32 in dtype:
         X = X.astype(np.float32)
@@ -222,7 +224,7 @@ def validate_stack(
         est, X, reset=reset, dtype=list(dtype), order="C", ensure_all_finite=False, **check_params
     )
     if finite is True:
-        _refuse_not_finite(est, X)
+        _refuse_not_finite(est, X, source)
     if reset:
         if stack_shape is not None:
             est.image_shape_ = stack_shape[1:]
@@ -231,7 +233,7 @@ def validate_stack(
     return X
 
 
-def _checked_box(est, stack_shape, *, reset, image_shape, square, X):
+def _check_stack_shape(est, stack_shape, *, reset, image_shape, square):
     height, width = stack_shape[1:]
     if height * width == 0:
         raise ValueError(f"X has images of {height} x {width} pixels; an image needs at least one pixel")
@@ -241,7 +243,6 @@ def _checked_box(est, stack_shape, *, reset, image_shape, square, X):
         _check_box(est, (height, width))
     elif image_shape is not None and tuple(image_shape) != (height, width):
         raise ValueError(f"image_shape={tuple(image_shape)} but X has images of {height} x {width} pixels")
-    return X
 
 
 def rows_to_images(rows: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
@@ -300,10 +301,13 @@ def validate_lazy(
         rows = validate_stack(
             est, X, reset=reset, image_shape=image_shape, non_square=non_square, square=square, **check_params
         )
-        return as_stack(rows_to_images(rows, est.image_shape_))
+        shape = stack_shape[1:] if stack_shape is not None else getattr(est, "image_shape_", None)
+        if shape is None:
+            shape = _row_image_shape(est, rows.shape[1], image_shape, non_square)
+        return as_stack(rows_to_images(rows, shape))
     if np.dtype(X.dtype).kind not in "biuf":
         raise ValueError(f"X has dtype {X.dtype}; {_name(est)} needs real numbers")
-    _checked_box(est, stack_shape, reset=reset, image_shape=image_shape, square=square, X=X)
+    _check_stack_shape(est, stack_shape, reset=reset, image_shape=image_shape, square=square)
     # scikit-learn's own bookkeeping (feature counts and names, empty input) on rows that take no memory.
     rows = np.broadcast_to(np.float32(0), (stack_shape[0], stack_shape[1] * stack_shape[2]))
     validate_data(est, rows, reset=reset, ensure_all_finite=False, **check_params)
@@ -313,20 +317,18 @@ def validate_lazy(
 
 
 def iter_finite_chunks(
-    X: Any, *, est: Any = "this estimator", chunk_size: int | None = None, **chunk_params: Any
+    X: Any, *, chunk_size: int | None = None, **chunk_params: Any
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """``iter_chunks`` that refuses NaN and infinity and names the particle.
+    """``iter_chunks`` that refuses NaN and infinity and names the particle and its place in its file.
 
     Parameters
     ----------
     X : ParticleStack or array of shape (n_images, height, width)
         Images.
-    est : estimator or str
-        Whose name the error bears.
     chunk_size : int, default=None
         Images at a time; None lets ``iter_chunks`` choose by memory.
     **chunk_params : dict
-        Passed on to ``skcryo.particles.iter_chunks``.
+        ``max_bytes`` and ``dtype`` of ``skcryo.particles.iter_chunks``.
 
     Yields
     ------
@@ -337,9 +339,7 @@ def iter_finite_chunks(
     """
     from .particles import iter_chunks
 
-    for where, images in iter_chunks(X, chunk_size=chunk_size, **chunk_params):
-        _refuse_not_finite(est, images, where.start)
-        yield where, images
+    yield from iter_chunks(X, chunk_size=chunk_size, check_finite=True, **chunk_params)
 
 
 def resolve_ctf(X: Any, ctf: np.ndarray | None = None) -> np.ndarray | None:
