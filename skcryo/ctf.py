@@ -152,7 +152,8 @@ def _refuse(bad, ctf, name, wanted):
         raise ValueError(f"ctf[{i!r}][{name!r}] is {ctf[name][i]:g}, it must be {wanted}")
 
 
-def _check_pixel_size(pixel_size):
+def check_pixel_size(pixel_size):
+    """The pixel size as a float, refused unless it is positive."""
     if pixel_size is None or not np.isfinite(pixel_size) or not pixel_size > 0:
         raise ValueError(f"pixel_size must be positive (Angstrom), got {pixel_size}")
     return float(pixel_size)
@@ -251,7 +252,7 @@ def evaluate_ctf(ctf, L, pixel_size, *, half=False, centred=True):
     ((3, 64, 64), 0.07)
     """
     ctf = validate_ctf(ctf)
-    pixel_size = _check_pixel_size(pixel_size)
+    pixel_size = check_pixel_size(pixel_size)
     grid = frequency_grid(L, half=half, centred=centred)
     values = _from_basis(ctf, _basis(grid[..., 0].ravel(), grid[..., 1].ravel()), pixel_size)
     return values.reshape(len(ctf), *grid.shape[:-1])
@@ -281,7 +282,7 @@ def evaluate_ctf_radial(ctf, radii, pixel_size):
     ctf = validate_ctf(ctf)
     k2 = np.asarray(radii, dtype=np.float64).ravel() ** 2
     zero = np.zeros_like(k2)
-    return _from_basis(ctf, np.stack([k2, zero, zero, k2 * k2, zero + 1]), _check_pixel_size(pixel_size))
+    return _from_basis(ctf, np.stack([k2, zero, zero, k2 * k2, zero + 1]), check_pixel_size(pixel_size))
 
 
 def evaluate_ctf_polar(ctf, radii, angles, pixel_size):
@@ -311,7 +312,7 @@ def evaluate_ctf_polar(ctf, radii, angles, pixel_size):
     radii = np.asarray(radii, dtype=np.float64).reshape(-1, 1)
     angles = np.asarray(angles, dtype=np.float64).reshape(1, -1)
     basis = _basis((radii * np.cos(angles)).ravel(), (radii * np.sin(angles)).ravel())
-    return _from_basis(ctf, basis, _check_pixel_size(pixel_size)).reshape(len(ctf), radii.size, angles.size)
+    return _from_basis(ctf, basis, check_pixel_size(pixel_size)).reshape(len(ctf), radii.size, angles.size)
 
 
 def rotate_ctf(ctf, angles):

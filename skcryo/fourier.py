@@ -12,7 +12,7 @@ import scipy.fft
 import scipy.ndimage
 import scipy.sparse
 
-from ._gridding import KERNEL_WIDTH, deconvolution, kernel
+from ._gridding import KERNEL_WIDTH, OVERSAMPLING, deconvolution, kernel
 
 __all__ = [
     "fft2c",
@@ -58,10 +58,6 @@ def iter_blocks(n, L, factor=1):
     size = max(1, int(_BLOCK_BYTES // (8 * factor * L * L)))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
-
-
-def _real(array):
-    return np.asarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
 
 
 def _centred(transform, array, ndim, workers):
@@ -468,10 +464,10 @@ def rotate_images(images, angles, *, order=3):
 
 
 @functools.lru_cache(maxsize=8)
-def _interpolation_matrix(L, radii, n_theta):
-    """Sparse real matrix from the spectrum of the padded image to its polar samples."""
-    M, margin = 2 * L, KERNEL_WIDTH // 2
-    angles = 2 * np.pi * np.arange(n_theta) / n_theta
+def _interpolation_matrix(L, radii, n_theta, n_kept):
+    """Sparse matrix from the spectrum of the padded image to its samples at the first `n_kept` angles."""
+    M, margin = OVERSAMPLING * L, KERNEL_WIDTH // 2
+    angles = 2 * np.pi * np.arange(n_kept) / n_theta
     radii = np.asarray(radii)[:, None]
     x, y = (M * radii * np.cos(angles)).ravel(), (M * radii * np.sin(angles)).ravel()
     taps = np.arange(1 - margin, margin + 1)
@@ -529,28 +525,21 @@ def polar_fourier(images, radii, n_theta):
     if n_theta < 1:
         raise ValueError(f"n_theta must be positive, got {n_theta}")
     L = images.shape[-1]
-    M = 2 * L
-    # A real image needs half of the circle only.
-    halved = n_theta % 2 == 0
-    matrix = _interpolation_matrix(L, tuple(radii.tolist()), n_theta)
-    if halved:
-        keep = np.arange(radii.size * n_theta).reshape(radii.size, n_theta)[:, : n_theta // 2].ravel()
-        matrix = matrix[keep]
+    M = OVERSAMPLING * L
+    n_kept = n_theta if n_theta % 2 else n_theta // 2  # the opposite point is the conjugate
+    matrix = _interpolation_matrix(L, tuple(radii.tolist()), n_theta, n_kept)
     correction = deconvolution(L).astype(np.float32)
+    place = (np.arange(L) - L // 2) % M
     out = np.empty((len(images), radii.size, n_theta), dtype=np.complex64)
-    centre = L // 2
-    for block in iter_blocks(len(images), M, factor=2):
+    for block in iter_blocks(len(images), M, factor=4):
         padded = np.zeros((block.stop - block.start, M, M), dtype=np.float32)
         corrected = np.asarray(images[block], dtype=np.float32) * correction[:, None] * correction
-        padded[:, :L, :L] = corrected
-        padded = np.roll(padded, (-centre, -centre), axis=(1, 2))
+        padded[:, place[:, None], place] = corrected
         spectrum = scipy.fft.fft2(padded).reshape(len(padded), -1)
         samples = (matrix @ np.ascontiguousarray(spectrum.T)).T.reshape(len(padded), radii.size, -1)
-        if halved:
-            out[block, :, : n_theta // 2] = samples
-            out[block, :, n_theta // 2 :] = samples.conj()
-        else:
-            out[block] = samples
+        out[block, :, :n_kept] = samples
+        if n_kept < n_theta:
+            np.conj(samples, out=out[block, :, n_kept:])
     return out
 
 

@@ -10,7 +10,7 @@ import scipy.fft
 
 from ._ext._projection import gather, scatter
 from ._gridding import KERNEL_WIDTH, OVERSAMPLING, deconvolution, kernel_table
-from .ctf import _check_pixel_size, evaluate_ctf, validate_ctf
+from .ctf import check_pixel_size, evaluate_ctf, validate_ctf
 from .fourier import check_images, check_shifts, iter_blocks, shift_phases
 from .rotations import check_rotations
 
@@ -96,8 +96,11 @@ def _check_poses(rotations, shifts, ctf, pixel_size, n=None):
     rotations = check_rotations(rotations, n)
     n = len(rotations)
     shifts = np.zeros((n, 2)) if shifts is None else check_shifts(shifts, n)
-    ctf = None if ctf is None else validate_ctf(ctf, n)
-    return rotations, shifts, ctf, _check_pixel_size(pixel_size)
+    if ctf is not None:
+        ctf = validate_ctf(ctf, n)
+    if ctf is not None or pixel_size is not None:
+        pixel_size = check_pixel_size(pixel_size)
+    return rotations, shifts, ctf, pixel_size
 
 
 def _check_max_frequency(max_frequency):
@@ -172,6 +175,9 @@ class VolumeProjector:
 def project(volume, rotations, *, shifts=None, ctf=None, pixel_size=1.0, max_frequency=0.5):
     """Images of a volume: projected, then filtered by the CTF, then shifted.
 
+    The images are periodic: where the corners of a volume that fills its box stick out of the image, they come in
+    again at the opposite side.
+
     Parameters
     ----------
     volume : array-like of shape (L, L, L)
@@ -245,7 +251,7 @@ def backproject(images, rotations, *, shifts=None, ctf=None, pixel_size=1.0, max
     L = images.shape[-1]
     layout = _Grid(L)
     points, targets = _half_points(L, _check_max_frequency(max_frequency))
-    grid = np.zeros(layout.shape, dtype=np.complex64)
+    total = np.zeros(layout.shape, dtype=np.complex64)
     for block in iter_blocks(len(images), L):
         spectra = scipy.fft.rfft2(np.asarray(images[block], dtype=np.float32))
         # The transpose of irfft2: 1 / L^2, and every inner column stands for two.
@@ -256,6 +262,8 @@ def backproject(images, rotations, *, shifts=None, ctf=None, pixel_size=1.0, max
         spectra *= phase_x.conj()[:, None, :]
         if ctf is not None:
             spectra *= evaluate_ctf(ctf[block], L, pixel_size, half=True)
+        # A sum of sums: single precision does for any number of images.
+        grid = np.zeros_like(total)
         scatter(
             grid.view(np.float32),
             np.ascontiguousarray(rotations[block]),
@@ -266,7 +274,8 @@ def backproject(images, rotations, *, shifts=None, ctf=None, pixel_size=1.0, max
             layout.n_half,
             _pairs(spectra, len(spectra)),
         )
-    return layout.to_volume(grid)
+        total += grid
+    return layout.to_volume(total)
 
 
 def central_slices(volume, rotations, *, max_frequency=0.5):

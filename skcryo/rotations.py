@@ -442,18 +442,18 @@ def sphere_grid(n_side, pixels=None):
     return np.stack([sine * np.cos(phi), sine * np.sin(phi), z], axis=-1)
 
 
+def _shortest_rotation(a, b):
+    """The rotation of least angle that turns the unit vector a into b, which must not be its opposite."""
+    axis = np.cross(a, b)
+    x, y, z = np.moveaxis(axis, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*axis.shape, 3)
+    return np.eye(3) + cross + cross @ cross / (1 + (a * b).sum(axis=-1))[..., None, None]
+
+
 def _frames(directions):
     """For each unit vector d, the rotation of least angle with third column d, Rz(phi) Ry(theta) Rz(-phi)."""
-    x, y, z = np.moveaxis(directions, -1, 0)
-    factor = 1.0 / (1.0 + z)  # no HEALPix centre is the south pole itself
-    return np.stack(
-        [
-            np.stack([1 - x * x * factor, -x * y * factor, x], axis=-1),
-            np.stack([-x * y * factor, 1 - y * y * factor, y], axis=-1),
-            np.stack([-x, -y, z], axis=-1),
-        ],
-        axis=-2,
-    )
+    return _shortest_rotation(np.array([0.0, 0.0, 1.0]), directions)
 
 
 def so3_grid(n_side, n_psi=None, cells=None):
@@ -515,6 +515,11 @@ def _check_cells(cells, n_cells):
 def refine_so3_grid(cells, n_side, n_psi=None):
     """The eight children of cells of :func:`so3_grid`, one level finer.
 
+    The children are the four pixels inside the cell's pixel, each with the two in-plane angles that are nearest
+    after the cell's frame is carried to the child's direction by the shortest way. (The frames of the grid turn
+    about the south pole: the same in-plane angle means something else in each pixel there.) The children of all
+    cells are all cells of the finer grid, each once.
+
     Parameters
     ----------
     cells : array-like of int of shape (m,)
@@ -538,7 +543,13 @@ def refine_so3_grid(cells, n_side, n_psi=None):
     n_side = _check_n_side(n_side)
     n_psi = _check_n_psi(n_side, n_psi)
     cells = np.atleast_1d(_check_cells(cells, 12 * n_side**2 * n_psi))
-    pixels = 4 * (cells // n_psi)[:, None, None] + np.arange(4)[:, None]
-    psi = 2 * (cells % n_psi)[:, None, None] + np.arange(2)
-    children = (pixels * (2 * n_psi) + psi).reshape(len(cells), 8)
+    parents = cells // n_psi
+    pixels = 4 * parents[:, None] + np.arange(4)
+    direction, child_direction = sphere_grid(n_side, parents)[:, None], sphere_grid(2 * n_side, pixels)
+    carried = _shortest_rotation(direction, child_direction) @ _frames(direction)
+    relative = np.swapaxes(_frames(child_direction), -1, -2) @ carried  # about z
+    turn = np.arctan2(relative[..., 1, 0], relative[..., 0, 0])
+    offset = np.rint(turn * (n_psi / np.pi)).astype(np.int64)
+    psi = (2 * (cells % n_psi)[:, None, None] + offset[:, :, None] + np.arange(2)) % (2 * n_psi)
+    children = (pixels[:, :, None] * (2 * n_psi) + psi).reshape(len(cells), 8)
     return children, so3_grid(2 * n_side, 2 * n_psi, children)
