@@ -1,9 +1,9 @@
 """Where the pixels of a ParticleStack come from: arrays, MRC files, or other stacks with a function applied.
 
 Every source has ``len``, ``image_shape``, ``dtype`` (float32 or float64), ``read(rows)`` for pixels,
-``select(rows)`` for a source of some of its images without reading any, and ``locate(i)``, which says in words
-where image `i` is. Rows are a slice with positive step or an array of non-negative integers within range: the
-stack has checked them. Sources are never changed once made, so stacks share them.
+``select(rows)`` for a source of some of its images without reading any, and ``locate(i)``, which says in
+words where image `i` is. Rows are a slice with positive step or an array of non-negative integers within
+range: the stack has checked them. Sources are never changed once made, so stacks share them.
 """
 
 import mmap
@@ -129,8 +129,8 @@ class ImageFile:
 class FileImages:
     """Images in MRC files: image `i` is number ``slice_index[i]`` (from 0) of ``files[file_index[i]]``.
 
-    A file is opened when some of its images are read and closed right after, so that any number of files can be
-    in one stack, and neither open files nor mapped memory pile up.
+    A file is opened when some of its images are read and closed right after, so that any number of files can
+    be in one stack, and neither open files nor mapped memory pile up.
     """
 
     def __init__(self, files, file_index, slice_index):

@@ -1,8 +1,8 @@
 """The container of particle images that travels through pipelines, and streaming over it.
 
 A :class:`ParticleStack` is what ``X`` is in this library: images that may lie in files larger than memory,
-together with the facts that describe each of them (CTF, known poses, the rows of their STAR file), sliced along
-with them.
+together with the facts that describe each of them (CTF, known poses, the rows of their STAR file), sliced
+along with them.
 """
 
 from numbers import Integral, Real
@@ -22,9 +22,10 @@ _MAX_BYTES = 64 * 2**20
 class ParticleStack:
     """Particle images of one size, in memory or in files, with what is known about each.
 
-    It is an array-like of shape ``(n_images, height, width)`` that can be given to every estimator of the library
-    and to scikit-learn's own tools. Slicing reads no pixels; a pickle of a stack that lies in files holds their
-    names and the numbers of the images, so that handing it to other processes copies no pixels either.
+    It is an array-like of shape ``(n_images, height, width)`` that can be given to every estimator of the
+    library and to scikit-learn's own tools. Slicing reads no pixels; a pickle of a stack that lies in files
+    holds their names and the numbers of the images, so that handing it to other processes copies no pixels
+    either.
 
     Parameters
     ----------
@@ -211,17 +212,17 @@ class ParticleStack:
         """Stack of ``function(images)``, computed whenever images are read.
 
         This is how preprocessing goes through stacks larger than memory: nothing is computed now, slices and
-        pickles of the result stay as small as those of this stack, and a pickle works in other processes as long
-        as `function` can be pickled (a function of a module, a ``functools.partial`` of one, or an object with
-        ``__call__``; not a lambda).
+        pickles of the result stay as small as those of this stack, and a pickle works in other processes as
+        long as `function` can be pickled (a function of a module, a ``functools.partial`` of one, or an
+        object with ``__call__``; not a lambda).
 
         Parameters
         ----------
         function : callable
-            Called as ``function(images, **per_image)`` with images of shape (m, height, width) in this stack's
-            dtype, which are read-only, and the matching m entries of each array in `per_image`. Returns an array
-            of shape (m, height, width) as `image_shape` says. It must treat each image on its own: which others
-            come along with it is not defined.
+            Called as ``function(images, **per_image)`` with images of shape (m, height, width) in this
+            stack's dtype, which are read-only, and the matching m entries of each array in `per_image`.
+            Returns an array of shape (m, height, width) as `image_shape` says. It must treat each image on
+            its own: which others come along with it is not defined.
         image_shape : tuple (height, width), default=None
             Of the result. None: as now.
         dtype : dtype, default=None
@@ -317,8 +318,8 @@ def concatenate_stacks(stacks):
     Parameters
     ----------
     stacks : sequence of ParticleStack
-        Of one image shape and pixel size. Each of CTF, rotations, shifts and metadata must be there in all of them
-        or in none.
+        Of one image shape and pixel size. Each of CTF, rotations, shifts and metadata must be there in all of
+        them or in none.
 
     Returns
     -------
@@ -355,7 +356,8 @@ def concatenate_stacks(stacks):
             if (getattr(stack, name) is None) != (getattr(first, name) is None):
                 having, lacking = (i, 0) if getattr(first, name) is None else (0, i)
                 raise ValueError(
-                    f"stack {having} has {name} but stack {lacking} has none: give it to all, or take it away by "
+                    f"stack {having} has {name} but stack {lacking} has none: give it to all, or take it "
+                    "away by "
                     f"replace({name}=None)"
                 )
     fields = {}
@@ -506,7 +508,8 @@ def _rows(key, n):
         return np.zeros(0, dtype=np.int64)
     if key.ndim != 1 or key.dtype.kind not in "biu":
         raise IndexError(
-            "a ParticleStack is indexed by an integer, a slice, a 1-D array of integers or a 1-D boolean mask, got "
+            "a ParticleStack is indexed by an integer, a slice, a 1-D array of integers or a 1-D boolean "
+            "mask, got "
             f"an array of shape {key.shape} and dtype {key.dtype}"
         )
     if key.dtype == bool:

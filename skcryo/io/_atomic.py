@@ -11,7 +11,7 @@ __all__ = ["atomic_path", "check_target"]
 
 @contextlib.contextmanager
 def atomic_path(path, *, overwrite=False):
-    """Write to a temporary name beside `path`, which takes the real name once the block ends without an error.
+    """Write to a temporary name beside `path`, which takes the real name once the block ends without error.
 
     On any error or interruption the temporary file is removed, and what was at `path` before is as it was. A
     process that is killed leaves at worst a hidden file that ends in ``.tmp``, never half a file at `path`.

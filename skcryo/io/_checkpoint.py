@@ -34,7 +34,8 @@ def save_checkpoint(directory, name, arrays, info):
         Of the checkpoint, without extension: the file is ``directory/name.npz``.
     arrays : dict of str to array
     info : dict
-        What JSON can hold (numbers, texts, lists, dicts; numpy scalars too): counters, parameters, random state.
+        What JSON can hold (numbers, texts, lists, dicts; numpy scalars too): counters, parameters, random
+        state.
 
     Raises
     ------
@@ -60,7 +61,9 @@ def save_checkpoint(directory, name, arrays, info):
     for key, value in arrays.items():
         converted[key] = np.asarray(value)
         if converted[key].dtype.hasobject:
-            raise TypeError(f"checkpoint array {key!r} has dtype {converted[key].dtype}, objects cannot be saved")
+            raise TypeError(
+                f"checkpoint array {key!r} has dtype {converted[key].dtype}, objects cannot be saved"
+            )
         if key == _INFO:
             raise ValueError(f"{_INFO!r} is no name for a checkpoint array")
     text = json.dumps(info, default=_plain)

@@ -54,7 +54,7 @@ def read_cs(path):
 
 
 def join_passthrough(records, path, others):
-    """Fields of passthrough files (of the same particles, by uid) that `records` lacks, as a dict with its own.
+    """Fields of `records` and, by uid, of passthrough files of the same particles.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ def join_passthrough(records, path, others):
         if missing.any():
             row = int(np.flatnonzero(missing)[0])
             raise ValueError(
-                f"{other_path}: lacks {np.count_nonzero(missing)} of the particles of {path}, the first is row "
+                f"{other_path}: lacks {np.count_nonzero(missing)} of the particles of {path}, the first is "
+                "row "
                 f"{row + 1} with uid {fields['uid'][row]}"
             )
         fields.update((name, other[name][rows]) for name in new)
@@ -85,9 +86,9 @@ def join_passthrough(records, path, others):
 def table_of_cs(fields, path):
     """Particle table, CTF, rotations, shifts and pixel size of the fields of a .cs file.
 
-    Poses: ``alignments3D/pose`` is the axis-angle vector of R in the library's convention; shifts are those of RELION's
-    origins (minus the library's), in pixels of ``alignments3D/psize_A``. ``alignments2D`` gives psi, class and shifts
-    where there is no 3-D alignment.
+    Poses: ``alignments3D/pose`` is the axis-angle vector of R in the library's convention; shifts are those
+    of RELION's origins (minus the library's), in pixels of ``alignments3D/psize_A``. ``alignments2D`` gives
+    psi, class and shifts where there is no 3-D alignment.
 
     Parameters
     ----------
@@ -103,7 +104,8 @@ def table_of_cs(fields, path):
     n = len(next(iter(fields.values())))
     if "blob/path" not in fields or "blob/idx" not in fields:
         raise ValueError(
-            f"{path}: has no blob/path and blob/idx, so it does not say where the images are; a passthrough file is "
+            f"{path}: has no blob/path and blob/idx, so it does not say where the images are; a passthrough "
+            "file is "
             "given together with the .cs file of the images"
         )
     pixel_size = _pixel_size(fields, path)
@@ -144,7 +146,8 @@ def _pixel_size(fields, path):
     if differ.any():
         row = int(np.flatnonzero(differ)[0])
         raise ValueError(
-            f"{path}: particles differ in pixel size: {sizes[0]:g} A in row 1, {sizes[row]:g} A in row {row + 1}"
+            f"{path}: particles differ in pixel size: {sizes[0]:g} A in row 1, {sizes[row]:g} A in row "
+            f"{row + 1}"
         )
     return float(f"{sizes[0]:.7g}")
 
@@ -200,7 +203,7 @@ def _keys(fields, group):
 
 
 def _best_class(fields):
-    """Alignment to the most probable of several classes (alignments3D_multi, alignments_class_K), if there are such."""
+    """Alignment to the most probable of several classes (alignments3D_multi, alignments_class_K), if any."""
     if "alignments3D/pose" in fields:
         return {}
     if "alignments3D_multi/pose" in fields and "alignments3D_multi/class_posterior" in fields:
@@ -213,7 +216,11 @@ def _best_class(fields):
         }
         return {**found, "class": best}
     names = sorted(
-        (name.split("/")[0] for name in fields if name.startswith("alignments_class_") and name.endswith("/pose")),
+        (
+            name.split("/")[0]
+            for name in fields
+            if name.startswith("alignments_class_") and name.endswith("/pose")
+        ),
         key=lambda name: int(name.rsplit("_", 1)[1]),
     )
     if not names or any(f"{name}/class_posterior" not in fields for name in names):
@@ -229,7 +236,9 @@ def _finite(values, name, path):
     bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"{path}: particle row {row + 1}: {name} is {values[row].tolist()}, it must be finite")
+        raise ValueError(
+            f"{path}: particle row {row + 1}: {name} is {values[row].tolist()}, it must be finite"
+        )
 
 
 def _texts(values, path):

@@ -27,7 +27,7 @@ _VOLUME_ENDINGS = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".mrc.bz2", ".
 
 @contextlib.contextmanager
 def _quiet_mrcfile():
-    # RELION and EMAN2 leave out the map identifier and the machine stamp; what matters is checked here instead.
+    # Some programs leave out the map identifier and the machine stamp; what matters is checked here instead.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="mrcfile")
         yield
@@ -91,12 +91,14 @@ def read_header(path):
         expected, size = offset + nx * ny * nz * dtype.itemsize, os.path.getsize(path)
         if size < expected:
             raise ValueError(
-                f"{path}: truncated, the header promises {nz} x {ny} x {nx} pixels in {expected} bytes but the "
+                f"{path}: truncated, the header promises {nz} x {ny} x {nx} pixels in {expected} bytes but "
+                "the "
                 f"file has {size}"
             )
         if size > expected:
             warnings.warn(
-                f"{path}: {size - expected} bytes after the last image are ignored (the header says {nz} images)",
+                f"{path}: {size - expected} bytes after the last image are ignored (the header says {nz} "
+                "images)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -164,7 +166,8 @@ def open_image_file(path):
     if _compression(path) is not None:
         array = read_data(path).reshape(n, height, width)
         warnings.warn(
-            f"{path}: compressed files cannot be mapped, so its {array.nbytes / 1e6:.0f} MB are kept in memory; "
+            f"{path}: compressed files cannot be mapped, so its {array.nbytes / 1e6:.0f} MB are kept in "
+            "memory; "
             "decompress it to read only what is needed",
             UserWarning,
             stacklevel=2,
@@ -220,14 +223,17 @@ def load_volume(path):
     axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
     if axes != [0, 0, 0]:
         if sorted(axes) != [1, 2, 3]:
-            raise ValueError(f"{path}: the order of axes in the header, {axes[::-1]}, is not a permutation of 1, 2, 3")
+            raise ValueError(
+                f"{path}: the order of axes in the header, {axes[::-1]}, is not a permutation of 1, 2, 3"
+            )
         data = data.transpose([axes.index(axis) for axis in (3, 2, 1)])
     volume = np.ascontiguousarray(data, dtype=np.float32)
     finite = np.isfinite(volume)
     if not finite.all():
         z, y, x = np.argwhere(~finite)[0].tolist()
         raise ValueError(
-            f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite, the first at [z, y, x] = [{z}, {y}, {x}]"
+            f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite, the first at [z, y, x] = "
+            f"[{z}, {y}, {x}]"
         )
     return volume, voxel_size_of(header, path)
 
@@ -264,7 +270,9 @@ def save_volume(path, volume, voxel_size, *, overwrite=False):
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         raise ValueError(f"volume must be a cube of shape (L, L, L), got shape {volume.shape}")
     if not np.isfinite(volume).all():
-        raise ValueError(f"volume has {np.count_nonzero(~np.isfinite(volume))} voxels that are NaN or infinite")
+        raise ValueError(
+            f"volume has {np.count_nonzero(~np.isfinite(volume))} voxels that are NaN or infinite"
+        )
     voxel_size = _checked_size("voxel_size", voxel_size)
     compress = {".gz": gzip.open, ".bz2": bz2.open}.get(pathlib.Path(name).suffix, open)
     with atomic_path(path, overwrite=overwrite) as temporary, compress(temporary, "wb") as file:
@@ -276,7 +284,7 @@ def save_volume(path, volume, voxel_size, *, overwrite=False):
 
 
 def save_images(path, images, pixel_size=None, *, overwrite=False):
-    """Write images as an MRC stack, one chunk after the other, so that any number goes through bounded memory.
+    """Write images as an MRC stack, chunk by chunk, so that any number goes through bounded memory.
 
     Parameters
     ----------

@@ -24,23 +24,24 @@ def load_particles(path, *, images_dir=None, pixel_size=None):
     Parameters
     ----------
     path : path or list of paths
-        * ``.star``: RELION 3.0 (one table), 3.1 and 5 (optics groups). Images are found by rlnImageName, never by
-          the order of rows.
+        * ``.star``: RELION 3.0 (one table), 3.1 and 5 (optics groups). Images are found by rlnImageName,
+          never by the order of rows.
         * ``.cs``: cryoSPARC. Passthrough files, which say nothing of images, may be given along in the list.
         * ``.mrcs``, ``.mrc``: images alone; the pixel size is that of the header.
     images_dir : path, default=None
-        Folder of the images, tried first: with the whole name in the file below it, then with the bare file name.
-        Without it, names are taken relative to the folder of the STAR or .cs file, and then to each folder above it,
-        so that names relative to a RELION or cryoSPARC project folder are found.
+        Folder of the images, tried first: with the whole name in the file below it, then with the bare file
+        name. Without it, names are taken relative to the folder of the STAR or .cs file, and then to each
+        folder above it, so that names relative to a RELION or cryoSPARC project folder are found.
     pixel_size : float, default=None
         In Angstrom, instead of what the files say.
 
     Returns
     -------
     ParticleStack
-        With `pixel_size`, `ctf` and, where the file has them, `rotations` (all three Euler angles) and `shifts`
-        (minus the origins, in pixels). `metadata` is the :class:`StarTable` of all columns. Beam tilt, higher
-        aberrations and anisotropic magnification are kept in the metadata, but are no part of `ctf`.
+        With `pixel_size`, `ctf` and, where the file has them, `rotations` (all three Euler angles) and
+        `shifts` (minus the origins, in pixels). `metadata` is the :class:`StarTable` of all columns. Beam
+        tilt, higher aberrations and anisotropic magnification are kept in the metadata, but are no part of
+        `ctf`.
 
     Raises
     ------
@@ -118,7 +119,9 @@ def _load_star(path, images_dir, pixel_size, known):
         values = table.numbers(name)
         if values is not None and (values != 2).any():
             row = int(np.flatnonzero(values != 2)[0])
-            raise ValueError(f"{path}: particle row {row + 1}: {name} is {values[row]:g}, only 2-D images are read")
+            raise ValueError(
+                f"{path}: particle row {row + 1}: {name} is {values[row]:g}, only 2-D images are read"
+            )
     if pixel_size is None:
         pixel_size = read_pixel_size(table)
     ctf = read_ctf(table)
@@ -136,7 +139,8 @@ def _load_images(path, pixel_size):
     n = file.n_images
     if path.lower().endswith(".mrc") and n == file.image_shape[0] and _is_volume(path):
         raise ValueError(
-            f"{path}: a cube of {n} voxels that is marked as a volume, not as images: use load_volume, or name the "
+            f"{path}: a cube of {n} voxels that is marked as a volume, not as images: use load_volume, or "
+            "name the "
             "file .mrcs if these are images"
         )
     images = FileImages([file], np.zeros(n, dtype=np.int32), np.arange(n, dtype=np.int64))
@@ -182,7 +186,8 @@ def _stack_of_table(table, images_dir, known, **facts):
         row = int(np.flatnonzero(differ)[0])
         raise ValueError(
             f"{_row(table, row)}: images differ in size: {files[file_index[row]].path} has "
-            f"{shapes[file_index[row]]} pixels across, {files[file_index[0]].path} has {shapes[file_index[0]]}"
+            f"{shapes[file_index[row]]} pixels across, {files[file_index[0]].path} has "
+            f"{shapes[file_index[0]]}"
         )
     beyond = numbers >= np.array([file.n_images for file in files])[file_index]
     if beyond.any():
@@ -196,7 +201,8 @@ def _stack_of_table(table, images_dir, known, **facts):
     if sizes is not None and (sizes != shapes[file_index[0]]).any():
         row = int(np.flatnonzero(sizes != shapes[file_index[0]])[0])
         raise ValueError(
-            f"{_row(table, row)}: rlnImageSize is {sizes[row]:g} but the images of {files[file_index[row]].path} "
+            f"{_row(table, row)}: rlnImageSize is {sizes[row]:g} but the images of "
+            f"{files[file_index[row]].path} "
             f"are {shapes[file_index[row]]} pixels across"
         )
     table.image_files = tuple(file.path for file in files)
@@ -211,7 +217,8 @@ def _image_names(table):
         number, at, path = text.partition("@")
         if not at:
             raise ValueError(
-                f"{_row(table, row)}: rlnImageName is {text!r}, expected number@file such as 000001@stack.mrcs"
+                f"{_row(table, row)}: rlnImageName is {text!r}, expected number@file such as "
+                "000001@stack.mrcs"
             )
         if not number.isdecimal() or int(number) < 1 or not path:
             raise ValueError(
@@ -229,11 +236,15 @@ def _row(table, row):
 def resolve_image_path(name, folder, images_dir=None):
     """Absolute path of the image file that a STAR or .cs file in `folder` calls `name`, or None.
 
-    Looked for in this order: `images_dir` with the whole and with the bare name, `folder`, each folder above it.
+    Looked for in this order: `images_dir` with the whole and with the bare name, `folder`, each folder above
+    it.
     """
     candidates = []
     if images_dir is not None:
-        candidates += [os.path.join(images_dir, name.lstrip("/")), os.path.join(images_dir, os.path.basename(name))]
+        candidates += [
+            os.path.join(images_dir, name.lstrip("/")),
+            os.path.join(images_dir, os.path.basename(name)),
+        ]
     if os.path.isabs(name):
         candidates.append(name)
     else:
@@ -264,7 +275,9 @@ def _join(stacks, sources):
             raise ValueError(f"files differ in pixel size: {source} has {here} A, {sources[0]} has {there} A")
         for name in ("ctf", "rotations", "shifts", "metadata"):
             if (getattr(stack, name) is None) != (getattr(first, name) is None):
-                having, lacking = (source, sources[0]) if getattr(first, name) is None else (sources[0], source)
+                having, lacking = (
+                    (source, sources[0]) if getattr(first, name) is None else (sources[0], source)
+                )
                 raise ValueError(f"{having} has {name} but {lacking} has none: load them one by one")
     if first.metadata is not None:
         stacks = _with_common_columns(stacks)

@@ -1,7 +1,7 @@
 """What RELION's columns mean: pixel size, CTF, poses and shifts of a particle table, and back.
 
-All dialects that are in use: one table with magnification and shifts in pixels (up to RELION 3.0), and optics groups
-with shifts in Angstrom (3.1 to 5).
+All dialects that are in use: one table with magnification and shifts in pixels (up to RELION 3.0), and optics
+groups with shifts in Angstrom (3.1 to 5).
 """
 
 import warnings
@@ -64,7 +64,8 @@ def read_pixel_size(table):
         if table.optics is not None and "rlnOpticsGroup" in table:
             groups = f" (optics groups {table['rlnOpticsGroup'][0]} and {table['rlnOpticsGroup'][row]})"
         raise ValueError(
-            f"{table.source}: particles differ in pixel size: {sizes[0]:g} A in row 1, {sizes[row]:g} A in row "
+            f"{table.source}: particles differ in pixel size: {sizes[0]:g} A in row 1, {sizes[row]:g} A in "
+            "row "
             f"{row + 1}{groups}; rescale them to one pixel size, or split the file by optics group"
         )
     return float(sizes[0])
@@ -121,7 +122,8 @@ def read_shifts(table, pixel_size):
         if in_angstrom and origins.any():
             if pixel_size is None:
                 raise ValueError(
-                    f"{table.source}: {', '.join(names)} are in Angstrom and the file has no pixel size; give "
+                    f"{table.source}: {', '.join(names)} are in Angstrom and the file has no pixel size; "
+                    "give "
                     "pixel_size"
                 )
             origins /= pixel_size
@@ -153,8 +155,8 @@ def make_columns(n, ctf, optics, groups=None):
     n : int
         Number of particles.
     ctf : structured array or None
-        Without one there are no defocus columns, and the optics groups have 300 kV and Cs 2.7 mm, because RELION reads
-        no file without these (its own projections have the same).
+        Without one there are no defocus columns, and the optics groups have 300 kV and Cs 2.7 mm, because
+        RELION reads no file without these (its own projections have the same).
     optics : dict of str to str
         What all groups share: pixel size, image size.
     groups : int array of shape (n,), default=None
@@ -171,7 +173,9 @@ def make_columns(n, ctf, optics, groups=None):
     if ctf is not None:
         for field in _OPTICS_FIELDS:
             settings[field] = ctf[field]
-        columns = {name: decimals(ctf[field]) for field, name in CTF_COLUMNS.items() if field not in _OPTICS_FIELDS}
+        columns = {
+            name: decimals(ctf[field]) for field, name in CTF_COLUMNS.items() if field not in _OPTICS_FIELDS
+        }
     settings, group = np.unique(settings, return_inverse=True)
     numbers = [str(i + 1) for i in range(len(settings))]
     columns["rlnOpticsGroup"] = np.array(numbers, dtype=_TEXT)[group]
@@ -232,7 +236,9 @@ def _origin_columns(table, shifts, pixel_size):
     for names in present:
         if names is ORIGINS_ANGST:
             if pixel_size is None and np.any(shifts):
-                raise ValueError(f"shifts are written in Angstrom ({', '.join(names)}): the pixel size is needed")
+                raise ValueError(
+                    f"shifts are written in Angstrom ({', '.join(names)}): the pixel size is needed"
+                )
             scale = pixel_size or 1.0
         else:
             own = read_pixel_size(table)
@@ -251,7 +257,8 @@ def _changed_ctf(table, ctf):
         name = CTF_COLUMNS[field]
         if name not in table and table.has(name):
             raise ValueError(
-                f"the stack's CTF has another {field} than {name} in the optics table of {table.source}, which is "
+                f"the stack's CTF has another {field} than {name} in the optics table of {table.source}, "
+                "which is "
                 "kept as it is: write a new STAR file without metadata (stack.replace(metadata=None))"
             )
         if old is None and field not in CTF_REQUIRED and not np.any(ctf[field] - (field == "scale")):

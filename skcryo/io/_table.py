@@ -142,7 +142,8 @@ class StarTable:
             if group not in row_of:
                 row = int(np.flatnonzero(where == i)[0])
                 raise ValueError(
-                    f"{self.source}: particle row {row + 1}: rlnOpticsGroup {group} is not in the optics table"
+                    f"{self.source}: particle row {row + 1}: rlnOpticsGroup {group} is not in the optics "
+                    "table"
                 )
         return np.array([row_of[group] for group in used], dtype=np.int64)[where]
 
@@ -156,7 +157,9 @@ class StarTable:
         """
         for name, values in columns.items():
             if len(values) != len(self):
-                raise ValueError(f"column {name} has {len(values)} values but there are {len(self)} particles")
+                raise ValueError(
+                    f"column {name} has {len(values)} values but there are {len(self)} particles"
+                )
         new = self._copy({**self._columns, **columns})
         new.image_file_index = self.image_file_index
         return new
@@ -339,7 +342,9 @@ def read_star(path):
         if block is particles:
             rest = [loop for loop in block.loops if loop is not columns]
             if rest or (block.pairs and block.loops):
-                raise ValueError(f"{path}: data_{block.name} has more than one table, particles need their own")
+                raise ValueError(
+                    f"{path}: data_{block.name} has more than one table, particles need their own"
+                )
             layout.append("particles")
         elif block.name == "optics" and block.table("rlnOpticsGroup") is not None:
             optics = {name: list(values) for name, values in block.table("rlnOpticsGroup").items()}
@@ -387,7 +392,9 @@ def _ragged_row(path):
                     row += 1
                     values = len(re.findall(r"'[^']*'(?!\S)|\"[^\"]*\"(?!\S)|\S+", text))
                     if values != tags:
-                        return f"line {number} (row {row} of its table) has {values} values for {tags} columns"
+                        return (
+                            f"line {number} (row {row} of its table) has {values} values for {tags} columns"
+                        )
     except (OSError, UnicodeDecodeError):
         return None
     return None
@@ -437,7 +444,9 @@ def write_table(path, table):
             for loop in entry.loops:
                 file.write("loop_ \n")
                 file.writelines(f"_{name} #{number} \n" for number, name in enumerate(loop, 1))
-                columns = [values.tolist() if hasattr(values, "tolist") else values for values in loop.values()]
+                columns = [
+                    values.tolist() if hasattr(values, "tolist") else values for values in loop.values()
+                ]
                 file.writelines(_line(row) for row in zip(*columns))
                 file.write("\n")
             if entry.pairs and not entry.loops:

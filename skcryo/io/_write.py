@@ -42,13 +42,14 @@ def write_star(
 ):
     """Write particles as a STAR file, with new classes and alignments, without writing images.
 
-    All columns, values and tables that came from a STAR file are written as they were, in their order; what is
-    new replaces the column that is there, or is added behind, in the dialect of the file (origins in Angstrom where
-    it has optics groups, else in pixels). Particles of .cs files and stacks without metadata become RELION 3.1 files.
+    All columns, values and tables that came from a STAR file are written as they were, in their order; what
+    is new replaces the column that is there, or is added behind, in the dialect of the file (origins in
+    Angstrom where it has optics groups, else in pixels). Particles of .cs files and stacks without metadata
+    become RELION 3.1 files.
 
     Image names stay the text they were where that finds the same file from the new place by the rules of
-    :func:`load_particles` (relative to the STAR file, or to a folder above it such as the project's); elsewhere
-    they become relative to the new STAR file.
+    :func:`load_particles` (relative to the STAR file, or to a folder above it such as the project's);
+    elsewhere they become relative to the new STAR file.
 
     Parameters
     ----------
@@ -60,12 +61,13 @@ def write_star(
         Classes, from 0. Written as rlnClassNumber, from 1.
     in_plane_angles : array of shape (n,), default=None
         In radians, of images that are class averages rotated by this angle (and then shifted by `shifts`).
-        Written as rlnAnglePsi; rlnAngleRot and rlnAngleTilt, where they are, become 0, as in RELION's 2-D classes.
+        Written as rlnAnglePsi; rlnAngleRot and rlnAngleTilt, where they are, become 0, as in RELION's 2-D
+        classes.
     rotations : array of shape (n, 3, 3), default=None
         Poses, written as rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
     shifts : array of shape (n, 2), default=None
-        (x, y) in pixels of the stack: where the particle's centre lies relative to the image's. RELION's origins
-        are their negative.
+        (x, y) in pixels of the stack: where the particle's centre lies relative to the image's. RELION's
+        origins are their negative.
     columns : dict of str to sequence, default=None
         Further columns (one value per particle) by name, such as ``{"rlnMaxValueProbDistribution": p}``.
     overwrite : bool, default=False
@@ -121,8 +123,8 @@ def save_particles(
     stack : ParticleStack
     images_path : str or path-like, default=None
         Write the images of the stack as they are now to this .mrcs file, and let the STAR file name them; its
-        pixel size, image size, origins and CTF (none, if the stack has none) are then those of the stack. None writes
-        no images: the STAR file names those that the particles came from.
+        pixel size, image size, origins and CTF (none, if the stack has none) are then those of the stack.
+        None writes no images: the STAR file names those that the particles came from.
     labels, in_plane_angles, rotations, shifts, columns
         As in :func:`write_star`.
     overwrite : bool, default=False
@@ -300,7 +302,8 @@ def _new_table(stack, images_path, path):
         ]
     else:
         raise ValueError(
-            "the images of this stack are in memory only, so there is no file that the STAR file could name: give "
+            "the images of this stack are in memory only, so there is no file that the STAR file could "
+            "name: give "
             "images_path"
         )
     if stack.pixel_size is None:
