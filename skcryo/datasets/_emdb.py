@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pooch
 
+from ..io import atomic_path
+
 #: The archive's home and its mirror, in the order in which they are asked.
 _MIRRORS = (
     "https://ftp.ebi.ac.uk/pub/databases/emdb/structures",
@@ -74,7 +76,8 @@ def fetch_emdb(entry, *, data_home=None, base_url=None, known_hash=None):
         except OSError as error:  # requests' own errors are OSErrors too
             answers.append(f"{url}: {error}")
             continue
-        _write_text(remembered, expected or pooch.file_hash(str(path)))
+        with atomic_path(remembered, overwrite=True) as partial:
+            partial.write_text(f"{expected or pooch.file_hash(str(path))}\n")
         return path
     raise OSError(f"EMD-{number} could not be downloaded; tried\n  " + "\n  ".join(answers))
 
@@ -102,9 +105,3 @@ def _quiet_pooch():
         yield
     finally:
         logger.setLevel(level)
-
-
-def _write_text(path, text):
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text + "\n")
-    os.replace(partial, path)

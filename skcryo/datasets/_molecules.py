@@ -49,8 +49,8 @@ def make_molecule(
     spectrum : {"standard"} or None, default="standard"
         "standard" gives the state without turn and ligand the radial power of `STANDARD_SPECTRUM` at each
         physical frequency, and other states the very same filter. None leaves the density as it comes from
-        its residues: nearly all its power is one smooth blob, which makes a harder data set at an equal
-        signal-to-noise ratio.
+        its residues, down to 10 Angstrom: nearly all its power is one smooth blob, which makes a harder data
+        set at an equal signal-to-noise ratio.
     voxel_size : float, default=None
         In Angstrom; None puts the molecule in a box of 320 Angstrom whatever `L` is.
     random_state : int, RandomState instance or None, default=0

@@ -2,7 +2,6 @@
 
 import contextlib
 import numbers
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sklearn.utils import Bunch, check_random_state
 from .._images import FileImages, ImageFile
 from ..ctf import apply_ctf, make_ctf
 from ..fourier import frequency_grid, radial_average, shift_images
+from ..io import atomic_path
 from ..particles import ParticleStack
 from ..projection import VolumeProjector
 from ..rotations import check_rotations, random_rotations
@@ -465,24 +465,17 @@ class _StackFile:
 
 @contextlib.contextmanager
 def _new_stack_file(path, n, L, pixel_size, overwrite):
-    """A new MRCS file under a temporary name, which becomes `path` if all goes well and vanishes if not."""
-    path = Path(path)
-    if path.suffix not in (".mrcs", ".mrc"):
+    """A new MRCS file, there completely or not at all."""
+    if Path(path).suffix not in (".mrcs", ".mrc"):
         raise ValueError(f"path is {str(path)!r}; a name that ends in .mrcs is wanted")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"path: {path} exists; overwrite=True replaces it")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        with mrcfile.new_mmap(partial, (n, L, L), mrc_mode=2, overwrite=True) as mrc:
+    with atomic_path(path, overwrite=overwrite) as partial:
+        with mrcfile.new_mmap(partial, (n, L, L), mrc_mode=2) as mrc:
             mrc.set_image_stack()
             mrc.voxel_size = pixel_size
         with open(partial, "r+b") as file:
             blocks = _StackFile(file, L)
             yield blocks
             blocks.write_statistics(n * L * L)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # -- arguments

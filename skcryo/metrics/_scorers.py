@@ -29,7 +29,9 @@ class _PoseScorer(_Scorer):
         poses = _predicted(estimator, X, len(y))
         if poses.shape != (len(y), 3, 3):
             name = type(estimator).__name__
-            raise ValueError(f"{name}.predict gave shape {poses.shape}; rotations ({len(y)}, 3, 3) are wanted")
+            raise ValueError(
+                f"{name}.predict gave shape {poses.shape}; rotations ({len(y)}, 3, 3) are wanted"
+            )
         if self.metric == "correlation":
             return pose_correlation(poses, y, reflection=self.reflection)
         return -getattr(pose_error(poses, y, reflection=self.reflection), self.metric)
