@@ -42,6 +42,7 @@ __all__ = [
     "check_sample_weight",
     "get_namespace",
     "is_particle_stack",
+    "is_stack_of_images",
     "iter_finite_chunks",
     "num_images",
     "resolve_ctf",
@@ -49,6 +50,7 @@ __all__ = [
     "rows_to_images",
     "validate_data",
     "validate_lazy",
+    "validate_parameters",
     "validate_params",
     "validate_stack",
 ]
@@ -74,9 +76,19 @@ class StackTagsMixin:
         return tags
 
 
+def validate_parameters(est: Any) -> None:
+    """Check `est`'s parameters against its ``_parameter_constraints``, for methods other than ``fit``."""
+    est._validate_params()
+
+
 def is_particle_stack(X: Any) -> bool:
     """Whether `X` is a ``ParticleStack`` (or quacks like one), which carries facts about its images."""
     return getattr(X, "ndim", None) == 3 and hasattr(X, "pixel_size") and hasattr(X, "ctf")
+
+
+def is_stack_of_images(X: Any) -> bool:
+    """Whether `X` has three dimensions, image after image, rather than rows of pixels."""
+    return _stack_shape(X if hasattr(X, "shape") else _images_from_sequence(X)) is not None
 
 
 def num_images(X: Any) -> int:
