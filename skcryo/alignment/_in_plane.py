@@ -8,7 +8,20 @@ from joblib import Parallel, delayed
 
 from ..ctf import evaluate_ctf_polar, validate_ctf
 from ._polar_grid import BATCH, GridSpec, band_limit, polar_grid, ring_weights
-from ._polar_search import COLUMN_BLOCK, IMAGE_BLOCK, AnglePlan, Columns, hexagonal_disc, one_blas_thread, rotate_vectors, search_block
+from ._polar_refine import REFINE_BLOCK, Refiner, pose_scores
+from ._polar_search import (
+    COLUMN_BLOCK,
+    IMAGE_BLOCK,
+    AnglePlan,
+    Columns,
+    filled_blocks,
+    hexagonal_disc,
+    one_blas_thread,
+    rotate_vectors,
+    search_block,
+    shift_hartley,
+    shift_phases,
+)
 
 __all__ = ["InPlaneMatch", "PolarFeatures", "PolarMatcher", "PolarReferences"]
 
@@ -46,7 +59,11 @@ class PolarFeatures:
     @property
     def nbytes(self):
         """Memory that the features take, bytes."""
-        return self.values.nbytes + self.norms.nbytes + (0 if self.ctf_squared is None else self.ctf_squared.nbytes)
+        return (
+            self.values.nbytes
+            + self.norms.nbytes
+            + (0 if self.ctf_squared is None else self.ctf_squared.nbytes)
+        )
 
     @classmethod
     def concatenate(cls, parts):
@@ -61,7 +78,9 @@ class PolarFeatures:
             squared = np.concatenate(
                 [np.pad(p.ctf_squared, ((0, 0), (0, 0), (0, orders - p.ctf_squared.shape[2]))) for p in parts]
             )
-        return cls(np.concatenate([p.values for p in parts]), np.concatenate([p.norms for p in parts]), squared)
+        return cls(
+            np.concatenate([p.values for p in parts]), np.concatenate([p.norms for p in parts]), squared
+        )
 
 
 @dataclass(frozen=True)
@@ -116,10 +135,11 @@ class PolarMatcher:
 
         d2 = integral over |k| <= max_frequency of w(|k|) |Y(k) - C(k) exp(-2 pi i k s) c(Rot(-a) k)|^2 dk
 
-    with the Fourier transforms of image and average inside the mask. With the metric "l2" and no low pass it is the
-    sum of squared differences of pixels inside the mask of images that are band-limited to the Nyquist disc
-    (Parseval). The search is exact over all classes, `n_angles` equally spaced angles, and a hexagonal grid of
-    shifts (which turns with the angle); afterwards the best classes' shifts and angles are refined on a finer grid.
+    with the Fourier transforms of image and average inside the mask. With the metric "l2" and no low pass it
+    is the sum of squared differences of pixels inside the mask of images that are band-limited to the Nyquist
+    disc (Parseval). The search is exact over all classes, `n_angles` equally spaced angles, and a hexagonal
+    grid of shifts (which turns with the angle); afterwards the best classes' shifts and angles are refined on
+    a finer grid.
 
     Parameters
     ----------
@@ -128,8 +148,9 @@ class PolarMatcher:
     n_angles : int, default=200
         Angles searched, ``2 pi j / n_angles``; multiples of four are fastest.
     metric : {"l2", "sobolev"}, default="l2"
-        Ring weights: ones, or ``(k_0 / max(|k|, k_0))^(2 s)`` with ``k_0 = 1 / image_size`` and s =
-        `sobolev_order`, the norm of H^-s, which for s = 1 is close to a Wasserstein distance of small moves.
+        Ring weights: ones, or ``(1 + (|k| image_size)^2)^-s`` with s = `sobolev_order`: the norm of the
+        Sobolev space H^-s on the scale of the box, which for s = 1 is close to a Wasserstein distance for small
+        moves.
     lowpass : float, "auto" or None, default=None
         Standard deviation in px of a Gaussian that image and average are smoothed with. "auto" is
         ``image_size / 64``, which did best among 0.5 to 4 px on a ribosome at 128 px and SNR 1/16.
@@ -140,21 +161,23 @@ class PolarMatcher:
     shift_step : float, default=None
         Spacing of the hexagonal grid of shifts, px. None is ``max(1.25, image_size / 72)``.
     max_frequency : float, default=None
-        Band limit in cycles/px. None is 0.5, or less where a low pass leaves less than a thousandth of the energy
-        of white noise beyond.
+        Band limit in cycles/px. None is 0.5, or less where a low pass leaves less than a thousandth of the
+        energy of white noise beyond.
     ring_weights : array-like of shape (n_shells,), default=None
-        Further weights at the integer frequencies 0, 1, ... (cycles per box), for instance the inverse noise power.
+        Further weights at the integer frequencies 0, 1, ... (cycles per box), for instance the inverse noise
+        power.
     sobolev_order : float, default=1.0
     n_refine : int, default=3
         Classes of each image whose shift and angle are refined, the best of the grid search; 0 refines none.
 
     Notes
     -----
-    Images are held in an orthonormal basis of the ring profiles of functions inside the mask, one for each angular
-    order, about as many numbers as the band and the mask have degrees of freedom. The correlations over all angles
-    of an image with a reference are then one matrix product for each order and a small one over the orders. Shifts
-    move the references, in their own frame. A CTF multiplies the image, and its square meets the reference's power
-    in a second correlation, which is a constant where the CTF is the same in all directions.
+    Images are held in an orthonormal basis of the ring profiles of functions inside the mask, one for each
+    angular order, about as many numbers as the band and the mask have degrees of freedom. The correlations
+    over all angles of an image with a reference are then one matrix product for each order and a small one
+    over the orders. Shifts move the references, in their own frame. A CTF multiplies the image, and its
+    square meets the reference's power in a second correlation, which is a constant where the CTF is the same
+    in all directions.
 
     Examples
     --------
@@ -217,7 +240,9 @@ class PolarMatcher:
             raise ValueError(f"max_shift must lie in [0, {L / 2:g}) px, got {self.max_shift}")
         lowpass = L / 64 if isinstance(self.lowpass, str) and self.lowpass == "auto" else self.lowpass
         if lowpass is not None and (isinstance(lowpass, str) or lowpass < 0):
-            raise ValueError(f'lowpass must be a non-negative number of px, "auto" or None, got {self.lowpass!r}')
+            raise ValueError(
+                f'lowpass must be a non-negative number of px, "auto" or None, got {self.lowpass!r}'
+            )
         table = ring_weights(L, self.metric, lowpass, self.sobolev_order, self.ring_weights)
         if not np.all(np.isfinite(table[1])) or table[1].min() < 0 or not table[1].any():
             raise ValueError("ring_weights must be finite, not negative and not all zero")
@@ -238,15 +263,14 @@ class PolarMatcher:
     @functools.cached_property
     def step(self):
         """Spacing of the grid of shifts, px."""
-        if self.shift_step is None:
-            return max(1.25, self.image_size / 72)
-        if not self.shift_step > 0:
+        step = max(1.25, self.image_size / 72) if self.shift_step is None else float(self.shift_step)
+        if not step > 0:
             raise ValueError(f"shift_step must be positive, got {self.shift_step}")
-        return float(self.shift_step)
+        return min(step, self.max_shift) if self.max_shift > 0 else step
 
     @functools.cached_property
     def candidate_shifts(self):
-        """Shifts of the first search in the frame of the average, nearest to zero first; (n_shifts, 2), px."""
+        """Shifts of the grid search, in the frame of the average, nearest first; (n_shifts, 2), px."""
         return hexagonal_disc(self.max_shift, self.step)
 
     # --------------------------------------------------------------- transforms
@@ -259,7 +283,8 @@ class PolarMatcher:
             block = np.asarray(images[start : start + BATCH], dtype=np.float32)
             if len(block) < BATCH:
                 block = np.concatenate([block, np.zeros((BATCH - len(block), L, L), dtype=np.float32)])
-            yield slice(start, min(start + BATCH, len(images))), self.grid.transform(block)
+            with one_blas_thread():
+                yield slice(start, min(start + BATCH, len(images))), self.grid.transform(block)
 
     def prepare(self, images, ctf=None, pixel_size=None):
         """Features of images, to be matched with references.
@@ -328,7 +353,7 @@ class PolarMatcher:
         return PolarReferences(hartley, values, norms)
 
     # ------------------------------------------------------------------- search
-    def match(self, features, references, *, bias=None, return_all=False, n_jobs=None):
+    def match(self, features, references, *, bias=None, previous=None, return_all=False, n_jobs=None):
         """Best class, angle and shift of every image.
 
         Parameters
@@ -337,8 +362,14 @@ class PolarMatcher:
         references : PolarReferences
         bias : array-like of shape (k,), default=None
             Added to the squared distances of each class before the best is chosen.
+        previous : InPlaneMatch or tuple (labels, angles, shifts), default=None
+            Earlier result for the same images. Where shifts are searched, each image is then searched among
+            all classes and angles, but only the seven shifts within one step of its earlier one (several
+            times faster); the earlier pose itself is kept where nothing better is found. Without a shift
+            search it changes nothing.
         return_all : bool, default=False
-            Return the squared distances to all classes too.
+            Return the squared distances to all classes too; those of classes that were not refined are of the
+            grid.
         n_jobs : int, default=None
             Threads over blocks of images; the result does not depend on it.
 
@@ -353,36 +384,135 @@ class PolarMatcher:
         bias = np.zeros(k, dtype=np.float32) if bias is None else np.asarray(bias, dtype=np.float32)
         if bias.shape != (k,):
             raise ValueError(f"bias must have shape ({k},), got {bias.shape}")
-        shifts = self.candidate_shifts
+        shifts, base = self.candidate_shifts, np.zeros((n, 2))
+        local = previous is not None and len(shifts) > 1
+        if local:
+            previous = _check_previous(previous, n, k)
+            shifts = hexagonal_disc(self.step, self.step)
+            base = _shortened(previous[2], max(self.max_shift - self.step, 0.0))
+            with one_blas_thread():
+                features = self._recentred(features, base)
         score = np.empty((n, k), dtype=np.float32)
         angle = np.empty((n, k), dtype=np.int32)
         shift = np.empty((n, k), dtype=np.int32)
-        plan = AnglePlan(self.grid, 0 if features.ctf_squared is None else features.ctf_squared.shape[2])
+        n_ctf_orders = 0 if features.ctf_squared is None else features.ctf_squared.shape[2]
+        plan = AnglePlan(self.grid, n_ctf_orders)
         width = max(1, min(COLUMN_BLOCK // len(shifts), k))
-        blocks = [slice(i, min(i + IMAGE_BLOCK, n)) for i in range(0, n, IMAGE_BLOCK)]
         with one_blas_thread(), Parallel(n_jobs=n_jobs, prefer="threads", require="sharedmem") as parallel:
             for first in range(0, k, width):
                 classes = slice(first, min(first + width, k))
                 columns = Columns(self.grid, plan, references, classes, shifts)
                 parallel(
-                    delayed(search_block)(plan, columns, features, block, score, angle, shift) for block in blocks
+                    delayed(search_block)(plan, columns, features, block, score, angle, shift)
+                    for block in _blocks(n, IMAGE_BLOCK)
                 )
-        distances = features.norms[:, None] - 2 * score
-        np.maximum(distances, 0, out=distances)
-        labels = (distances + bias).argmin(axis=1)
-        rows = np.arange(n)
-        angles = 2 * np.pi / self.n_angles * angle[rows, labels]
+            distances = features.norms[:, None] - 2 * score
+            np.maximum(distances, 0, out=distances)
+            labels = (distances + bias).argmin(axis=1)
+            rows = np.arange(n)
+            best_angle = angle[rows, labels].astype(int)
+            best_shift = base + rotate_vectors(
+                shifts[shift[rows, labels]], 2 * np.pi / self.n_angles * best_angle
+            )
+            if len(shifts) > 1 and self.n_refine > 0:
+                refiner = Refiner(self.grid, references, n_ctf_orders, shifts, self.step, self.max_shift)
+
+                def refine(block):
+                    biased = distances[block] + bias
+                    classes = np.sort(np.argsort(biased, axis=1, kind="stable")[:, : self.n_refine], axis=1)
+                    candidates = [np.take_along_axis(a[block], classes, axis=1) for a in (angle, shift)]
+                    value, angles, moved = refiner.run(features[block], classes, *candidates, base[block])
+                    refined = np.maximum(features.norms[block, None] - 2 * value, 0)
+                    best = (refined + bias[classes]).argmin(axis=1)
+                    here = np.arange(len(best))
+                    labels[block] = classes[here, best]
+                    best_angle[block], best_shift[block] = angles[here, best], moved[here, best]
+                    np.put_along_axis(distances[block], classes, refined, axis=1)
+
+                parallel(delayed(refine)(block) for block in _blocks(n, REFINE_BLOCK))
+        angles, best = 2 * np.pi / self.n_angles * best_angle, distances[rows, labels]
+        if local:
+            # An earlier pose that is not on the grids of this search has to be compared by itself.
+            turns = previous[1] * self.n_angles / (2 * np.pi)
+            off_grid = np.any(previous[2] != base, axis=1) | (np.abs(turns - np.rint(turns)) > 1e-6)
+            check = np.flatnonzero(off_grid)
+            earlier = [p[check] for p in previous]
+            with one_blas_thread():
+                value = pose_scores(
+                    self.grid, features[check], references, earlier[0], earlier[1], earlier[2] - base[check]
+                )
+            value = np.maximum(features.norms[check] - 2 * value, 0)
+            kept = value + bias[earlier[0]] < best[check] + bias[labels[check]]
+            check = check[kept]
+            labels[check], angles[check], best_shift[check] = (p[kept] for p in earlier)
+            best[check] = distances[check, labels[check]] = value[kept]
         return InPlaneMatch(
-            labels.astype(np.int32),
-            angles,
-            rotate_vectors(shifts[shift[rows, labels]], angles),
-            distances[rows, labels],
-            distances if return_all else None,
+            labels.astype(np.int32), angles, best_shift, best, distances if return_all else None
         )
+
+    def pose_distances2(self, features, references, labels, angles, shifts):
+        """Squared distances of images to given classes at given poses.
+
+        Parameters
+        ----------
+        features : PolarFeatures of n images
+        references : PolarReferences
+        labels : array-like of shape (n,), int
+        angles : array-like of shape (n,)
+            Radians, any.
+        shifts : array-like of shape (n, 2)
+            (x, y), px, at most `max_shift` long.
+
+        Returns
+        -------
+        ndarray of shape (n,), float32
+        """
+        labels, angles, shifts = _check_previous((labels, angles, shifts), len(features), len(references))
+        with one_blas_thread():
+            score = pose_scores(self.grid, features, references, labels, angles, shifts)
+        return np.maximum(features.norms - 2 * score, 0)
+
+    def _recentred(self, features, shifts):
+        """Features of the images with the particles moved back by their shifts."""
+        values = np.empty_like(features.values)
+        for rows in filled_blocks(len(features), BATCH):
+            hartley = self.grid.synthesis(features.values[rows], self.grid.n_theta)
+            moved = shift_hartley(hartley, *shift_phases(self.grid, -shifts[rows]))
+            values[rows] = self.grid.features(moved)
+        return PolarFeatures(values, features.norms, features.ctf_squared)
+
+    def __getstate__(self):
+        # the grid is built again where it is needed
+        return {name: value for name, value in self.__dict__.items() if name != "grid"}
+
+
+def _blocks(n, size):
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _shortened(vectors, largest):
+    """Vectors no longer than `largest`."""
+    length = np.hypot(vectors[:, 0], vectors[:, 1])
+    return vectors * np.minimum(1, largest / np.maximum(length, 1e-12))[:, None]
+
+
+def _check_previous(previous, n, k):
+    """Labels, angles and shifts of an earlier result, checked."""
+    if isinstance(previous, InPlaneMatch):
+        previous = previous.labels, previous.angles, previous.shifts
+    labels, angles, shifts = (np.asarray(p) for p in previous)
+    if labels.shape != (n,) or angles.shape != (n,) or shifts.shape != (n, 2):
+        raise ValueError(
+            f"labels, angles and shifts must have shapes ({n},), ({n},) and ({n}, 2), "
+            f"got {labels.shape}, {angles.shape} and {shifts.shape}"
+        )
+    if n and not (0 <= labels.min() and labels.max() < k):
+        raise ValueError(f"labels must lie in [0, {k}), got {labels.min()} to {labels.max()}")
+    return labels.astype(int), angles.astype(np.float64), shifts.astype(np.float64)
 
 
 def _even_orders(transfer):
-    """Harmonics 0, 2, 4 ... along the angle of squared CTFs (n, n_rings, half circle); what is rounding set to zero.
+    """Harmonics 0, 2, 4 ... along the angle of squared CTFs (n, n_rings, half circle); rounding set to zero.
 
     Each image keeps its own number of harmonics, so that no image's depend on the others of its chunk.
     """

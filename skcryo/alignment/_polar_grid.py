@@ -1,11 +1,12 @@
 """The polar Fourier grid of the in-plane search, and the angular basis that images are compressed to.
 
-The squared distance of two images in a disc of the Fourier plane is an integral over radius and angle. Here the radius
-has Gauss-Legendre nodes, exact for images inside the mask, and the angle equal steps. A real image is held as the real
-polar function ``h = Re F + Im F``: it carries all of F because ``F(-k) = conj F(k)``, its inner products are those of
-F, and rotating the image moves it along the angle. The Fourier coefficients of h along the angle, of order m, restricted
-to what images inside the mask can have, are the *features*: an inner product of two feature vectors is the weighted
-inner product of two images, and the correlation over all angles needs one product for each order.
+The squared distance of two images in a disc of the Fourier plane is an integral over radius and angle. Here
+the radius has Gauss-Legendre nodes, exact for images inside the mask, and the angle equal steps. A real image
+is held as the real polar function ``h = Re F + Im F``: it carries all of F because ``F(-k) = conj F(k)``, its
+inner products are those of F, and rotating the image moves it along the angle. The Fourier coefficients of h
+along the angle, of order m, restricted to what images inside the mask can have, are the *features*: an inner
+product of two feature vectors is the weighted inner product of two images, and the correlation over all
+angles needs one product for each order.
 """
 
 import functools
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 import scipy.sparse
-from scipy.special import jv
 
 from .._gridding import KERNEL_WIDTH, OVERSAMPLING, deconvolution, kernel
 
 __all__ = []
 
-BATCH = 32  # images transformed together; every batch is filled up to this size, so that results never depend on it
+# Images are transformed in batches filled up to this size, so that no result depends on how they were split.
+BATCH = 32
 _MIN_ENERGY_BEYOND = 1e-3  # rings beyond which white noise has a smaller share of its energy are left out
 _MIN_ENERGY = 1e-5  # directions of which the rings keep a smaller share of energy are left out
 
@@ -38,12 +39,11 @@ class GridSpec:
 
 
 def ring_weights(image_size, metric, lowpass, order, weights):
-    """Table of the weight of every spatial frequency in the squared distance; (radii, weights), 0 to 0.5 cycles/px."""
+    """Table of the weight of each frequency in the squared distance: (radii, weights), 0 to 0.5 cycles/px."""
     radii = np.linspace(0, 0.5, 1025)
     w = np.ones_like(radii)
     if metric == "sobolev":
-        floor = 1.0 / image_size
-        w *= (floor / np.maximum(radii, floor)) ** (2 * order)
+        w *= (1 + (radii * image_size) ** 2) ** -order
     if lowpass:
         w *= np.exp(-((2 * np.pi * lowpass * radii) ** 2))
     if weights is not None:
@@ -75,36 +75,43 @@ class PolarGrid:
         self.n_rings = n_rings
         self.mask = disc_mask(L, spec.mask_radius)
         self._make_basis(reach)
-        # Orders of an image inside the mask that reach beyond the last one kept are below the basis' tolerance, so
-        # sampling for the last one and its neighbours keeps aliases out.
+        # Orders of an image inside the mask that reach beyond the last one kept are below the basis'
+        # tolerance, so sampling for the last one and its neighbours keeps aliases out.
         self.n_theta = 2 * scipy.fft.next_fast_len(self.n_orders + 5)
         self.half_angles = 2 * np.pi * np.arange(self.n_theta // 2) / self.n_theta
         self._make_interpolation()
 
     # ------------------------------------------------------------------ basis
     def _make_basis(self, reach):
-        """Per order m, an orthonormal basis of the ring profiles of functions inside the disc of radius `reach`.
+        """Per order m, an orthonormal basis of the ring profiles of functions inside a disc of radius reach.
 
-        The profile of a function of angular order m is its Hankel transform. Singular values of that operator, from
-        the disc to the weighted rings, fall off a cliff (Slepian's prolate functions): what lies below is left out.
+        The profile of a function of angular order m is its Hankel transform. Singular values of that
+        operator, from the disc to the weighted rings, fall off a cliff (Slepian's prolate functions): what
+        lies below is left out.
         """
         n, K = self.spec.n_angles, self.spec.max_frequency
         nodes, quadrature = np.polynomial.legendre.leggauss(int(np.ceil(np.pi * reach * K)) + 8)
         rho = reach * (nodes + 1) / 2
         ring = np.sqrt(self.weights)[:, None]
         disc = np.sqrt(2 * np.pi * rho * quadrature * reach / 2)
-        argument = 2 * np.pi * self.radii[:, None] * rho
-        peak = max(self.spec.ring_weights[1])
-        bases, m, missing = [], 0, 0
-        while missing < 3:
-            operator = ring * jv(m, argument) * disc
-            energy, vectors = np.linalg.eigh(operator @ operator.T)
-            kept = energy > _MIN_ENERGY * peak
-            missing = 0 if kept.any() else missing + 1
-            bases.append(vectors[:, kept][:, ::-1])
-            m += 1
-        self.basis = [b for b in bases[: m - missing]]
-        # Orders m, n - m, n + m ... look alike on n angles: they share a group, those of the mirrored kind conjugated.
+        threshold = _MIN_ENERGY * max(self.spec.ring_weights[1])
+        self.basis = []
+        for bessel in bessel_orders(2 * np.pi * self.radii[:, None] * rho):
+            operator = ring * bessel * disc
+            lit = (
+                np.square(operator).sum(axis=1) > 1e-3 * threshold
+            )  # high orders are zero on the inner rings
+            basis = np.zeros((self.n_rings, 0))
+            if lit.any():
+                energy, vectors = np.linalg.eigh(operator[lit] @ operator[lit].T)
+                kept = np.flatnonzero(energy > threshold)[::-1]
+                basis = np.zeros((self.n_rings, len(kept)))
+                basis[lit] = vectors[:, kept]
+            self.basis.append(basis)
+        while self.basis[-1].shape[1] == 0:
+            self.basis.pop()
+        # Orders m, n - m, n + m ... look alike on n angles: they share a group, those of the mirrored kind
+        # conjugated.
         self.groups = [[] for _ in range(n // 2 + 1)]
         for m, b in enumerate(self.basis):
             folded = m % n
@@ -121,19 +128,28 @@ class PolarGrid:
             self.slices.append(slice(first, start))
         self.n_features = start
         self.n_orders = len(self.basis)
+        # Order of every coefficient (pair of features), negative where it is conjugated.
+        self.signed_orders = np.concatenate(
+            [np.full((w.stop - w.start) // 2, -m if mirrored else m) for m, mirrored, w in self.layout]
+        )
 
     @functools.cached_property
     def _projectors(self):
         """For each order, (D, n_rings): ring values of rfft(h) to features."""
         scale = [1.0 if m == 0 else np.sqrt(2.0) for m in range(self.n_orders)]
-        return [np.ascontiguousarray(b.T * (s / self.n_theta), dtype=np.float32) for b, s in zip(self.basis, scale)]
+        return [
+            np.ascontiguousarray(b.T * (s / self.n_theta), dtype=np.float32)
+            for b, s in zip(self.basis, scale)
+        ]
 
     # ---------------------------------------------------------- interpolation
     def _make_interpolation(self):
         L, half = self.spec.image_size, KERNEL_WIDTH // 2
         N = OVERSAMPLING * L
         reach = int(np.ceil(self.spec.max_frequency * N)) + half
-        self._rows = np.arange(-half, reach + 1)  # ky of the half plane, with the margin that the kernel needs
+        self._rows = np.arange(
+            -half, reach + 1
+        )  # ky of the half plane, with the margin that the kernel needs
         self._columns = np.arange(-reach, reach + 1)
         kx = N * (self.radii[:, None] * np.cos(self.half_angles)).ravel()
         ky = N * (self.radii[:, None] * np.sin(self.half_angles)).ravel()
@@ -179,13 +195,13 @@ class PolarGrid:
         return (self._interpolation @ grid).view(np.complex64).reshape(self.n_rings, self.n_theta // 2, n)
 
     def hartley(self, half_plane):
-        """Weighted real polar function ``sqrt(w) (Re F + Im F)`` on the whole circle, (n_rings, n_theta, n) float32."""
+        """Weighted polar function ``sqrt(w) (Re F + Im F)`` on the circle; (n_rings, n_theta, n) float32."""
         weighted = half_plane * np.sqrt(self.weights).astype(np.float32)[:, None, None]
         re, im = weighted.real, weighted.imag
         return np.concatenate([re + im, re - im], axis=1)
 
     def features(self, hartley):
-        """Features of weighted polar functions (n_rings, n_theta, n); ndarray of shape (n, n_features), float32."""
+        """Features of weighted polar functions (n_rings, n_theta, n); (n, n_features) float32."""
         n = hartley.shape[2]
         orders = scipy.fft.rfft(hartley, axis=1)
         out = np.empty((self.n_features, n), dtype=np.float32)
@@ -202,7 +218,7 @@ class PolarGrid:
         return rings.sum(axis=0, dtype=np.float64) / self.n_theta
 
     def synthesis(self, features, n_theta):
-        """Weighted real polar functions of features: inner products over rings, averaged over n_theta angles, are
+        """Weighted polar functions of features: inner products over rings, averaged over n_theta angles, are
         those of the features; ndarray of shape (n_rings, n_theta, n), float32."""
         n = len(features)
         orders = np.zeros((self.n_rings, n_theta // 2 + 1, n), dtype=np.complex64)
@@ -215,6 +231,21 @@ class PolarGrid:
             ring_basis = self.basis[m] * (n_theta if m == 0 else n_theta / np.sqrt(2.0))
             orders[:, m] = (ring_basis.astype(np.float32) @ coefficients.view(np.float32)).view(np.complex64)
         return scipy.fft.irfft(orders, n=n_theta, axis=1)
+
+
+def bessel_orders(z):
+    """Bessel functions ``J_m(z)``, m = 0, 1, ... until all vanish; (n_orders, *z.shape) float64.
+
+    From the generating function ``exp(i z sin t) = sum_m J_m(z) exp(i m t)``, all orders by one FFT.
+    """
+    largest = z.max()
+    n_orders = int(largest + 6 * largest ** (1 / 3)) + 12
+    n = scipy.fft.next_fast_len(2 * n_orders)
+    sine = np.sin(2 * np.pi * np.arange(n) / n)
+    out = np.empty((n_orders, *z.shape))
+    for i, row in enumerate(z):
+        out[:, i] = scipy.fft.fft(np.exp(1j * row[:, None] * sine), axis=1)[:, :n_orders].real.T / n
+    return out
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The products behind :class:`skcryo.alignment.PolarMatcher`: one block of images against one block of references."""
+"""The products behind the in-plane search: one block of images against one block of references."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def _thread_pools():
 
 @contextlib.contextmanager
 def one_blas_thread():
-    """BLAS on one thread: blocks of images are what runs in parallel, and products do not change with the threads."""
+    """BLAS on one thread: blocks of images run in parallel, and products do not change with the threads."""
     with _thread_pools().limit(limits=1, user_api="blas"):
         yield
 
@@ -35,6 +35,12 @@ def rotate_vectors(vectors, angles):
     c, s = np.cos(angles), np.sin(angles)
     x, y = vectors[:, 0], vectors[:, 1]
     return np.stack([c * x - s * y, s * x + c * y], axis=1)
+
+
+def filled_blocks(n, size):
+    """Rows 0 to n - 1 in blocks of exactly `size` indices; the last row repeats to fill the last block."""
+    for start in range(0, n, size):
+        yield np.minimum(np.arange(start, start + size), n - 1)
 
 
 def hexagonal_disc(radius, spacing):
@@ -48,11 +54,13 @@ def hexagonal_disc(radius, spacing):
 
 
 def shift_phases(grid, shifts):
-    """Cosine and sine of the phase ``-2 pi k s`` on the polar grid; two arrays (n_rings, n_theta, n), float32."""
-    angles = 2 * np.pi * np.arange(grid.n_theta) / grid.n_theta
-    along = np.cos(angles)[:, None] * shifts[:, 0] + np.sin(angles)[:, None] * shifts[:, 1]
-    phase = -2 * np.pi * grid.radii[:, None, None] * along
-    return np.cos(phase).astype(np.float32), np.sin(phase).astype(np.float32)
+    """Cosine and sine of the phase ``-2 pi k s`` on the polar grid; two (n_rings, n_theta, n) float32."""
+    along = (
+        np.cos(grid.half_angles)[:, None] * shifts[:, 0] + np.sin(grid.half_angles)[:, None] * shifts[:, 1]
+    )
+    phase = ((-2 * np.pi * grid.radii)[:, None, None] * along).astype(np.float32)
+    cosine, sine = np.cos(phase), np.sin(phase)
+    return np.concatenate([cosine, cosine], axis=1), np.concatenate([sine, -sine], axis=1)
 
 
 def shift_hartley(hartley, cosine, sine):
@@ -62,7 +70,7 @@ def shift_hartley(hartley, cosine, sine):
 
 
 def power_orders(hartley, n_orders):
-    """Harmonics 0, 2, 4 ... along the angle of the power of weighted polar functions; (n_orders, n_rings, k) complex."""
+    """Harmonics 0, 2, 4 ... of the power of weighted polar functions; (n_orders, n_rings, k) complex64."""
     half = hartley.shape[1] // 2
     power = (np.square(hartley[:, :half]) + np.square(hartley[:, half:])) / 2
     return np.ascontiguousarray((scipy.fft.rfft(power, axis=1)[:, :n_orders] / half).transpose(1, 0, 2))
@@ -98,7 +106,7 @@ class AnglePlan:
         return (self.n_angles - folded if mirrored else folded), mirrored, 1.0 if order == 0 else 2.0
 
     def maximum(self, planes, best, index):
-        """Largest value over the angles and its angle; planes (2, n_planes, m) float32, into best and index (m,)."""
+        """Largest value over the angles, and where, of planes (2, n_planes, m), into best and index (m,)."""
         m = planes.shape[2]
         even = self.n_even
         for start in range(0, m, _TILE):
@@ -156,8 +164,8 @@ class Columns:
 def search_block(plan, columns, features, block, score, angle, shift):
     """Best angle and shift of the images of `block` in every class of `columns`.
 
-    Writes into score, angle (index) and shift (index), (n, k): the score is half of (squared norm of the image minus
-    squared distance).
+    Writes into score, angle (index) and shift (index), (n, k): the score is half of (squared norm of the
+    image minus squared distance).
     """
     count = block.stop - block.start
     values = _filled(features.values[block])
