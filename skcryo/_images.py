@@ -218,8 +218,8 @@ class MappedImages:
         result = np.asarray(self.function(images, **{name: v[rows] for name, v in self.per_image.items()}))
         if result.shape != (len(images), *self.image_shape):
             raise ValueError(
-                f"the function mapped over the stack returned shape {result.shape} for {len(images)} images, "
-                f"declared was ({len(images)}, {', '.join(map(str, self.image_shape))})"
+                f"the function mapped over the stack returned shape {result.shape} for {len(images)} "
+                f"images, declared was ({len(images)}, {', '.join(map(str, self.image_shape))})"
             )
         return result.astype(self.dtype, copy=False)
 

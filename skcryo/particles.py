@@ -344,8 +344,8 @@ def concatenate_stacks(stacks):
     for i, stack in enumerate(stacks):
         if stack.image_shape != first.image_shape:
             raise ValueError(
-                f"stacks differ in image size: stack {i} has {_times(stack.image_shape)} pixels, "
-                f"stack 0 has {_times(first.image_shape)}"
+                f"stacks differ in image size: stack {i} has {_times(stack.image_shape)} pixels, stack 0 "
+                f"has {_times(first.image_shape)}"
             )
         here, there = stack.pixel_size, first.pixel_size
         if here != there and (None in (here, there) or not np.isclose(here, there, rtol=1e-4)):
@@ -357,8 +357,7 @@ def concatenate_stacks(stacks):
                 having, lacking = (i, 0) if getattr(first, name) is None else (0, i)
                 raise ValueError(
                     f"stack {having} has {name} but stack {lacking} has none: give it to all, or take it "
-                    "away by "
-                    f"replace({name}=None)"
+                    f"away by replace({name}=None)"
                 )
     fields = {}
     for name in _FIELDS:
@@ -473,8 +472,8 @@ def _source(data):
     array = data if isinstance(data, np.ndarray) else np.asarray(data)
     if array.ndim != 3:
         raise ValueError(
-            f"data must have shape (n_images, height, width), got shape {array.shape}; "
-            "rows of pixels can be given to estimators as they are, or reshaped"
+            f"data must have shape (n_images, height, width), got shape {array.shape}; rows of pixels can "
+            "be given to estimators as they are, or reshaped"
         )
     return ArrayImages(array)
 
@@ -509,8 +508,7 @@ def _rows(key, n):
     if key.ndim != 1 or key.dtype.kind not in "biu":
         raise IndexError(
             "a ParticleStack is indexed by an integer, a slice, a 1-D array of integers or a 1-D boolean "
-            "mask, got "
-            f"an array of shape {key.shape} and dtype {key.dtype}"
+            f"mask, got an array of shape {key.shape} and dtype {key.dtype}"
         )
     if key.dtype == bool:
         if len(key) != n:

@@ -76,8 +76,7 @@ def join_passthrough(records, path, others):
             row = int(np.flatnonzero(missing)[0])
             raise ValueError(
                 f"{other_path}: lacks {np.count_nonzero(missing)} of the particles of {path}, the first is "
-                "row "
-                f"{row + 1} with uid {fields['uid'][row]}"
+                f"row {row + 1} with uid {fields['uid'][row]}"
             )
         fields.update((name, other[name][rows]) for name in new)
     return fields
@@ -105,8 +104,7 @@ def table_of_cs(fields, path):
     if "blob/path" not in fields or "blob/idx" not in fields:
         raise ValueError(
             f"{path}: has no blob/path and blob/idx, so it does not say where the images are; a passthrough "
-            "file is "
-            "given together with the .cs file of the images"
+            "file is given together with the .cs file of the images"
         )
     pixel_size = _pixel_size(fields, path)
     ctf = _ctf(fields, path, n)

@@ -92,8 +92,7 @@ def read_header(path):
         if size < expected:
             raise ValueError(
                 f"{path}: truncated, the header promises {nz} x {ny} x {nx} pixels in {expected} bytes but "
-                "the "
-                f"file has {size}"
+                f"the file has {size}"
             )
         if size > expected:
             warnings.warn(
@@ -167,8 +166,7 @@ def open_image_file(path):
         array = read_data(path).reshape(n, height, width)
         warnings.warn(
             f"{path}: compressed files cannot be mapped, so its {array.nbytes / 1e6:.0f} MB are kept in "
-            "memory; "
-            "decompress it to read only what is needed",
+            "memory; decompress it to read only what is needed",
             UserWarning,
             stacklevel=2,
         )

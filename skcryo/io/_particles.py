@@ -140,8 +140,7 @@ def _load_images(path, pixel_size):
     if path.lower().endswith(".mrc") and n == file.image_shape[0] and _is_volume(path):
         raise ValueError(
             f"{path}: a cube of {n} voxels that is marked as a volume, not as images: use load_volume, or "
-            "name the "
-            "file .mrcs if these are images"
+            "name the file .mrcs if these are images"
         )
     images = FileImages([file], np.zeros(n, dtype=np.int32), np.arange(n, dtype=np.int64))
     return ParticleStack(images, pixel_size=header_size if pixel_size is None else pixel_size)
@@ -176,8 +175,8 @@ def _stack_of_table(table, images_dir, known, **facts):
         if images_dir is not None:
             looked = f"{os.fspath(images_dir)}, {looked}"
         raise FileNotFoundError(
-            f"{_row(table, row_paths.index(missing[0]))}: the file of images {missing[0]} is not in {looked} "
-            f"({len(missing)} of {len(names)} files are missing); images_dir says where they are"
+            f"{_row(table, row_paths.index(missing[0]))}: the file of images {missing[0]} is not in "
+            f"{looked} ({len(missing)} of {len(names)} files are missing); images_dir says where they are"
         )
     file_index = np.array([place[name] for name in row_paths], dtype=np.int32)
     shapes = np.array([file.image_shape[0] for file in files])
@@ -202,8 +201,7 @@ def _stack_of_table(table, images_dir, known, **facts):
         row = int(np.flatnonzero(sizes != shapes[file_index[0]])[0])
         raise ValueError(
             f"{_row(table, row)}: rlnImageSize is {sizes[row]:g} but the images of "
-            f"{files[file_index[row]].path} "
-            f"are {shapes[file_index[row]]} pixels across"
+            f"{files[file_index[row]].path} are {shapes[file_index[row]]} pixels across"
         )
     table.image_files = tuple(file.path for file in files)
     table.image_file_index = file_index
@@ -267,8 +265,8 @@ def _join(stacks, sources):
     for stack, source in zip(stacks, sources):
         if stack.image_shape != first.image_shape:
             raise ValueError(
-                f"images differ in size: {source} has {stack.image_shape[0]} pixels across, {sources[0]} has "
-                f"{first.image_shape[0]}"
+                f"images differ in size: {source} has {stack.image_shape[0]} pixels across, {sources[0]} "
+                f"has {first.image_shape[0]}"
             )
         here, there = stack.pixel_size, first.pixel_size
         if here != there and (None in (here, there) or not np.isclose(here, there, rtol=1e-4)):

@@ -65,8 +65,7 @@ def read_pixel_size(table):
             groups = f" (optics groups {table['rlnOpticsGroup'][0]} and {table['rlnOpticsGroup'][row]})"
         raise ValueError(
             f"{table.source}: particles differ in pixel size: {sizes[0]:g} A in row 1, {sizes[row]:g} A in "
-            "row "
-            f"{row + 1}{groups}; rescale them to one pixel size, or split the file by optics group"
+            f"row {row + 1}{groups}; rescale them to one pixel size, or split the file by optics group"
         )
     return float(sizes[0])
 
@@ -85,8 +84,8 @@ def read_ctf(table):
     if missing:
         present = [name for name in CTF_COLUMNS.values() if table.has(name)]
         raise ValueError(
-            f"{table.source}: the CTF is incomplete, columns missing: {', '.join(missing)} "
-            f"(present: {', '.join(present)})"
+            f"{table.source}: the CTF is incomplete, columns missing: {', '.join(missing)} (present: "
+            f"{', '.join(present)})"
         )
     values = {field: table.numbers(name) for field, name in CTF_COLUMNS.items()}
     try:
@@ -123,8 +122,7 @@ def read_shifts(table, pixel_size):
             if pixel_size is None:
                 raise ValueError(
                     f"{table.source}: {', '.join(names)} are in Angstrom and the file has no pixel size; "
-                    "give "
-                    "pixel_size"
+                    "give pixel_size"
                 )
             origins /= pixel_size
         return 0.0 - origins  # without the sign of minus zero
@@ -258,8 +256,8 @@ def _changed_ctf(table, ctf):
         if name not in table and table.has(name):
             raise ValueError(
                 f"the stack's CTF has another {field} than {name} in the optics table of {table.source}, "
-                "which is "
-                "kept as it is: write a new STAR file without metadata (stack.replace(metadata=None))"
+                "which is kept as it is: write a new STAR file without metadata "
+                "(stack.replace(metadata=None))"
             )
         if old is None and field not in CTF_REQUIRED and not np.any(ctf[field] - (field == "scale")):
             continue

@@ -222,8 +222,8 @@ class StarTable:
                 raise ValueError(f"{table.source} and {first.source} differ in the columns {_listed(differ)}")
             if (table.optics is None) != (first.optics is None):
                 raise ValueError(
-                    f"{table.source} and {first.source} cannot be joined: only one of them has optics groups "
-                    "(RELION 3.1); convert the other with relion_convert_star"
+                    f"{table.source} and {first.source} cannot be joined: only one of them has optics "
+                    "groups (RELION 3.1); convert the other with relion_convert_star"
                 )
         groups = [None] * len(tables)
         optics = first.optics

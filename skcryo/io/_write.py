@@ -303,8 +303,7 @@ def _new_table(stack, images_path, path):
     else:
         raise ValueError(
             "the images of this stack are in memory only, so there is no file that the STAR file could "
-            "name: give "
-            "images_path"
+            "name: give images_path"
         )
     if stack.pixel_size is None:
         raise ValueError("the stack has no pixel_size, which RELION needs: stack.replace(pixel_size=...)")
