@@ -453,8 +453,9 @@ def rotate_images(images, angles, *, order=3):
     angles = np.broadcast_to(angles, len(images))
     centre = images.shape[-1] // 2
     out = np.empty(images.shape, dtype=np.float32)
-    for i, angle in enumerate(angles):
-        c, s = np.cos(angle), np.sin(angle)
+    # Rounded, so that quarter turns do not miss the outermost pixels by 1e-16.
+    cosines, sines = np.round(np.cos(angles), 14), np.round(np.sin(angles), 14)
+    for i, (c, s) in enumerate(zip(cosines, sines)):
         matrix = np.array([[c, -s], [s, c]])  # (row, column) of the source of each pixel
         offset = centre - matrix @ (centre, centre)
         scipy.ndimage.affine_transform(

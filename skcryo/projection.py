@@ -175,8 +175,8 @@ class VolumeProjector:
 def project(volume, rotations, *, shifts=None, ctf=None, pixel_size=1.0, max_frequency=0.5):
     """Images of a volume: projected, then filtered by the CTF, then shifted.
 
-    The images are periodic: where the corners of a volume that fills its box stick out of the image, they come in
-    again at the opposite side.
+    The images are periodic: where the corners of a volume that fills its box stick out of the image, they
+    come in again at the opposite side.
 
     Parameters
     ----------

@@ -515,10 +515,10 @@ def _check_cells(cells, n_cells):
 def refine_so3_grid(cells, n_side, n_psi=None):
     """The eight children of cells of :func:`so3_grid`, one level finer.
 
-    The children are the four pixels inside the cell's pixel, each with the two in-plane angles that are nearest
-    after the cell's frame is carried to the child's direction by the shortest way. (The frames of the grid turn
-    about the south pole: the same in-plane angle means something else in each pixel there.) The children of all
-    cells are all cells of the finer grid, each once.
+    The children are the four pixels inside the cell's pixel, each with the two in-plane angles that are
+    nearest after the cell's frame is carried to the child's direction by the shortest way. (The frames of the
+    grid turn about the south pole: the same in-plane angle means something else in each pixel there.) The
+    children of all cells are all cells of the finer grid, each once.
 
     Parameters
     ----------
