@@ -1,6 +1,7 @@
 """What every command shares: errors that end a command, values read from arguments, lines for a person."""
 
 import argparse
+import math
 import re
 import sys
 
@@ -33,6 +34,14 @@ def note(text):
     sys.stderr.flush()
 
 
+def one_line(error):
+    """Return the message of an error of a file or of an estimator as one line."""
+    text = (
+        f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+    )
+    return " ".join(text.split()) or type(error).__name__
+
+
 def integer(at_least):
     """Return an argparse type: a whole number of at least `at_least`."""
 
@@ -61,6 +70,17 @@ def jobs(text):
     return value
 
 
+def positive(text):
+    """Argparse type: a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} given; a number above zero is wanted")
+    return value
+
+
 def length(text):
     """Argparse type: a length as (number, unit), unit "px" or "A"; a bare number is in pixels."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(px|A|Å)?", text.strip())
@@ -78,7 +98,7 @@ def class_numbers(text):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first = int(match[1]) if match else 0
         last = int(match[2] or first) if match else 0
-        if first < 1 or last < first:
+        if first < 1 or last < first or last > 10**6:
             raise argparse.ArgumentTypeError(
                 f"{text!r} given; class numbers from 1 such as 3,5,8 or 1-4,9 are wanted"
             )

@@ -34,6 +34,7 @@ class RunFolder:
         self.checkpoint = self.path / ".checkpoint"
         self.state_file = self.checkpoint / "run.json"
         self.finished_file = self.path / "run.json"
+        self._made = None
 
     def check(self, *, restart=False, overwrite=False):
         """Say whether a run may start here, without touching anything.
@@ -97,6 +98,9 @@ class RunFolder:
             return read_json(self.state_file)["progress"]
         if self.checkpoint.exists():
             shutil.rmtree(self.checkpoint)
+        # The topmost folder that is made here, to be taken away again if the input proves unusable.
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._made = missing[-1] if missing else None
         self.checkpoint.mkdir(parents=True)
         # The new state first: a kill from here on leaves an interrupted run, not a half removed finished one.
         self.record({})
@@ -107,6 +111,10 @@ class RunFolder:
     def record(self, progress):
         """Store how far the run is (a JSON-ready dict), for the report of a run that was interrupted."""
         write_text(self.state_file, json.dumps({"key": self.key, "progress": progress}))
+
+    def discard(self):
+        """Take away the checkpoint of a run that cannot be finished, and the folder if it was made for it."""
+        shutil.rmtree(self._made or self.checkpoint)
 
     def finish(self, summary):
         """Mark the run as finished and remove its checkpoint.
@@ -132,7 +140,7 @@ def write_text(path, text):
     """Write a text file under a temporary name, then rename it."""
     from ..io import atomic_path
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite=True) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 

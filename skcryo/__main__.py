@@ -1,0 +1,183 @@
+"""The command line: ``skcryo`` or ``python -m skcryo``. Each command lives in a module of ``skcryo._cli``.
+
+Nothing but the standard library is imported before the arguments are known to be good.
+"""
+
+import argparse
+import sys
+
+from . import __version__
+from ._cli._common import CommandError, class_numbers, integer, jobs, length, note, one_line, positive
+
+_DESCRIPTION = "Single-particle cryo-EM in the style of scikit-learn."
+
+_CLASSIFY2D = """\
+Groups particles into 2-D classes by rotation-invariant k-means and averages each class.
+
+Writes into the folder OUT:
+  particles.star        all columns of the input, with class numbers, in-plane angles and origins
+  class_averages.mrcs   the averages; image i is class i
+  classes.star          the averages with their share of the particles
+  montage.png           all classes, the largest first (needs matplotlib)
+  report.html           averages, occupancies, convergence, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same classes.
+"""
+
+_EXAMPLES = """\
+examples:
+  skcryo classify2d particles.star -k 50 -o classes
+  skcryo classify2d particles.star -k 100 --max-shift 12A --downsample 96 --jobs 8 -o classes
+  skcryo classify2d classes/particles.star --select 3,5,8 -o good.star
+"""
+
+
+def make_parser():
+    """Return the parser of all commands.
+
+    Returns
+    -------
+    parser : argparse.ArgumentParser
+    """
+    parser = _Parser(prog="skcryo", description=_DESCRIPTION, epilog="skcryo COMMAND --help says more.")
+    parser.add_argument("--version", action="version", version=f"skcryo {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="simulate particles, classify them, say how good the classes are",
+        description="Simulates particles of a made-up molecule, with CTF, shifts and noise, writes them as "
+        "MRCS and STAR, classifies them as classify2d does and says how good the classes are. It takes a "
+        "minute or two.",
+    )
+    demo.add_argument(
+        "-o", "--output", metavar="DIR", default="skcryo-demo", help="folder (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--seed", type=integer(0), default=0, metavar="N", help="random seed (default: %(default)s)"
+    )
+    _add_run_options(demo)
+
+    classify = commands.add_parser(
+        "classify2d",
+        help="class averages of the particles of a STAR file",
+        description=_CLASSIFY2D,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    classify.add_argument(
+        "particles", nargs="+", metavar="STAR", help="STAR, .cs or MRCS files with the particles"
+    )
+    classify.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    classify.add_argument(
+        "-k", "--classes", type=integer(1), metavar="K", help="number of classes (default: 50)"
+    )
+    classify.add_argument(
+        "--metric",
+        choices=["sobolev", "w1", "l2"],
+        help="distance between images: sobolev (default; fast, close to w1), w1 (wavelet earth mover's "
+        "distance) or l2",
+    )
+    classify.add_argument(
+        "--max-shift",
+        type=length,
+        metavar="LENGTH",
+        help="largest shift searched, in pixels of the input (6 or 6px) or Angstrom (8A); "
+        "0 for centred particles (default: 5%% of the box)",
+    )
+    classify.add_argument(
+        "--n-angles", type=integer(1), metavar="N", help="in-plane angles tried (default: 200)"
+    )
+    classify.add_argument("--max-iter", type=integer(1), metavar="N", help="iterations at most (default: 50)")
+    classify.add_argument("--seed", type=integer(0), metavar="N", help="random seed (default: 0)")
+    classify.add_argument(
+        "--downsample",
+        type=integer(16),
+        metavar="BOX",
+        help="classify at this box size in pixels; angles and origins are written for the input "
+        "(default: 64, or the box of the input if smaller)",
+    )
+    classify.add_argument(
+        "--invert", action="store_true", help="particles are dark on light: change the sign of the images"
+    )
+    classify.add_argument(
+        "--pixel-size",
+        type=positive,
+        metavar="A",
+        help="pixel size in Angstrom, instead of what the files say",
+    )
+    classify.add_argument("--no-ctf", action="store_true", help="ignore the CTF of the input")
+    classify.add_argument(
+        "--images-dir", metavar="DIR", help="folder that image names in the STAR file are relative to"
+    )
+    classify.add_argument(
+        "--select",
+        type=class_numbers,
+        metavar="LIST",
+        help="do not classify: write the particles of these classes (3,5,8 or 1-4,9) "
+        "of a finished run, given as STAR, to the STAR file OUT",
+    )
+    _add_run_options(classify)
+    return parser
+
+
+def _add_run_options(parser):
+    """Options that demo and classify2d share."""
+    parser.add_argument(
+        "--jobs",
+        type=jobs,
+        default=None,
+        metavar="N",
+        help="processors (default: all); does not change the result",
+    )
+    parser.add_argument("--restart", action="store_true", help="begin again, giving up an interrupted run")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of a finished run")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage before it: what was given and what is wanted."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help says more)\n")
+
+
+def main(argv=None):
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : list of str, default=None
+        Arguments without the program's name; those of the process if None.
+
+    Returns
+    -------
+    exit_code : int
+        0 if all went well, 2 if the arguments or the input are at fault, 1 for other errors, 130 if
+        interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = make_parser().parse_args(argv)
+    try:
+        if args.command == "demo":
+            from ._cli._demo import run
+        elif args.select is not None:
+            from ._cli._select import run
+        else:
+            from ._cli._classify2d import run
+        run(args, argv)
+    except CommandError as error:
+        note(f"skcryo {args.command}: error: {error}")
+        return error.exit_code
+    except OSError as error:
+        note(f"skcryo {args.command}: error: {one_line(error)}")
+        return 1
+    except KeyboardInterrupt:
+        note(f"skcryo {args.command}: interrupted; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
