@@ -176,7 +176,7 @@ def test_quarter_turns_are_exact():
 @pytest.mark.parametrize("n_theta", [10, 11])
 @pytest.mark.parametrize("L", SIZES)
 def test_polar_fourier_equals_the_sum(L, n_theta):
-    """White noise fills the box to its edges, where an uncorrected or a linear kernel is off by half."""
+    """White noise fills the box to its edges, where an uncorrected or linear kernel is far off."""
     images = images_of(L, 4)
     radii = np.array([0.0, 0.07, 0.2, 0.41, 0.5])
     angles = 2 * np.pi * np.arange(n_theta) / n_theta
