@@ -10,5 +10,5 @@ def shared_data():
     """Folder of files that other programs made; not part of the repository."""
     folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the folder ../shared/data, with files made by other programs, is not beside the repository")
+        pytest.skip("../shared/data (files made by other programs) is not beside the repository")
     return folder
