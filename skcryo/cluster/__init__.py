@@ -1,1 +1,6 @@
-__all__ = []
+"""Clusterers of particle images, and the distances that they use."""
+
+from ._distances import rotation_invariant_distances, wavelet_emd
+from ._wasserstein_kmeans import RotInvWassersteinKMeans
+
+__all__ = ["RotInvWassersteinKMeans", "rotation_invariant_distances", "wavelet_emd"]

@@ -13,7 +13,7 @@ import pywt
 from scipy import fft, ndimage
 
 from skcryo._ext import _emd
-from skcryo.ctf import evaluate_ctf_radial
+from skcryo.ctf import electron_wavelength, evaluate_ctf_radial
 
 _LEVELS = 6
 _WAVELET = "sym5"
@@ -118,12 +118,13 @@ class WaveletTransform:
             bands.append(np.tile(inside.ravel() > 0, 3))
         return bands[::-1]
 
-    def transform(self, images, n_threads=1):
+    def transform(self, images, n_threads=1, out=None):
         """Rows (n, row_length) of images (n, size, size)."""
         images = np.ascontiguousarray(images, np.float32)
-        rows = _aligned((len(images), self.row_length))
-        self._plan.transform(images, np.arange(len(images), dtype=np.int32), rows, n_threads=n_threads)
-        return rows
+        if out is None:
+            out = _aligned((len(images), self.row_length))
+        self._plan.transform(images, np.arange(len(images), dtype=np.int32), out, n_threads=n_threads)
+        return out
 
     def splines(self, images):
         """Cubic B-spline coefficients with a mirrored margin of two, (n, size + 4, size + 4)."""
@@ -222,9 +223,7 @@ def ctf_groups(ctf, size, pixel_size, *, tolerance=0.2, frequency=0.125):
     """
     names = [f for f in ctf.dtype.names if f not in ("defocus_u", "defocus_v", "defocus_angle")]
     defocus = (ctf["defocus_u"] + ctf["defocus_v"]) / 2
-    volts = ctf["voltage"] * 1e3
-    wavelength = 12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts))
-    step = 2 * tolerance / (np.pi * wavelength * (frequency / pixel_size) ** 2)
+    step = 2 * tolerance / (np.pi * electron_wavelength(ctf["voltage"]) * (frequency / pixel_size) ** 2)
     bins = np.floor(defocus / step).astype(np.int64)
     keys = np.column_stack([bins] + [ctf[f] for f in names])
     _, first, groups = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -288,18 +287,26 @@ class EMDMatcher:
             mask_radius = np.inf
         self.wavelets = WaveletTransform(size, mask_radius=mask_radius)
         self.stride = max(s for s in range(1, 9) if n_angles % s == 0)
-        self.n_coarse = 2
+        self.n_coarse = 3
 
     def prepare(self, images, ctf=None, pixel_size=None):
         """What the search needs of images (n, size, size)."""
-        images = np.ascontiguousarray(images, np.float32)
+        return self.prepare_chunks([(slice(0, len(images)), images)], len(images), ctf, pixel_size)
+
+    def prepare_chunks(self, chunks, n, ctf=None, pixel_size=None):
+        """The same for n images that come as (slice, images)."""
         groups = curves = None
         if ctf is not None:
             groups, curves = ctf_groups(ctf, self.size, pixel_size)
         if len(self.shifts) > 1:
-            return EMDFeatures(images, None, None, groups, curves, len(images))
-        rows = self.wavelets.transform(images, self.n_threads)
-        return EMDFeatures(None, rows, self.wavelets.norms(rows, self.n_threads), groups, curves, len(images))
+            pixels = np.empty((n, self.size, self.size), np.float32)
+            for where, chunk in chunks:
+                pixels[where] = chunk
+            return EMDFeatures(pixels, None, None, groups, curves, n)
+        rows = _aligned((n, self.wavelets.row_length))
+        for where, chunk in chunks:
+            self.wavelets.transform(chunk, self.n_threads, out=rows[where])
+        return EMDFeatures(None, rows, self.wavelets.norms(rows, self.n_threads), groups, curves, n)
 
     def _rows(self, features, members, shift):
         """Rows and norms of images `members` (None: all), moved back by candidate `shift`."""
@@ -338,8 +345,9 @@ class EMDMatcher:
         averages : ndarray of shape (k, size, size)
         bias : ndarray of shape (k,), default=None
             Added to the distances where classes compete; not part of the distances returned.
-        previous : tuple of (labels, angles), default=None
-            Class and angle (radians) of each image to start from: speeds the search up, does not change its result.
+        previous : tuple of (labels, angles, shifts), default=None
+            Class, angle (radians) and shift of each image to start from: speeds the search up, does not change its
+            result.
         return_all : bool, default=False
             Also the least distance to every class, (n, k).
 
@@ -371,7 +379,7 @@ class EMDMatcher:
             all_distances=distances,
         )
 
-    def _seed(self, rows, splines, bias, start, state, shift):
+    def _seed(self, rows, splines, bias, start, state, shifts):
         """A first candidate for each image: last iteration's, or the best of the coarse levels and angles."""
         wavelets, threads = self.wavelets, self.n_threads
         if start is None:
@@ -388,7 +396,7 @@ class EMDMatcher:
         state.best += bias[labels]
         state.labels[:] = labels
         state.angles[:] = angles
-        state.shifts[:] = shift
+        state.shifts[:] = shifts
 
     def _coarse_best(self, rows, splines):
         best = np.full(len(rows), np.inf, np.float32)
@@ -416,7 +424,13 @@ class EMDMatcher:
         block = min(block, -(-k // _emd.LANES) * _emd.LANES)
         copies = _aligned((block, self.n_angles, wavelets.row_length))
         rows, norms = self._rows(features, members, 0)
-        self._seed(rows, splines, bias, start, state, 0)
+        nearest = np.zeros(len(rows), np.int32)
+        if start is not None and len(self.shifts) > 1:
+            nearest = ((start[2][:, None] - self.shifts) ** 2).sum(2).argmin(1).astype(np.int32)
+            images = features.images if members is None else features.images[members]
+            self._seed(self._shifted_rows(images, self.shifts[nearest])[0], splines, bias, start, state, nearest)
+        else:
+            self._seed(rows, splines, bias, start, state, nearest)
         for first in range(0, k, block):
             turned = wavelets.rotations(splines[first : first + block], self.angles, threads, copies)
             tables = [_centre_tables(wavelets, rows_c, self.stride, coarse, threads) for rows_c in turned]

@@ -1,0 +1,61 @@
+"""The images of a fit or a predict, read and turned into features within a bound of memory."""
+
+import numpy as np
+
+from .._validation import iter_finite_chunks, resolve_pixel_size
+from ..alignment import class_averages
+
+CHUNK = 192 * 2**20  # bytes of features at a time where they are not kept
+
+
+class Images:
+    """A stack with its CTFs, for one estimator.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Whose `n_features_in_` tells images from rows that are none.
+    stack : ParticleStack
+    ctf : structured array or None
+    """
+
+    def __init__(self, estimator, stack, ctf, pixel_size=None):
+        self.estimator = estimator
+        self.stack = stack
+        self.ctf = ctf
+        self.pixel_size = pixel_size or resolve_pixel_size(stack, required_by=None if ctf is None else "a CTF")
+        self.size = stack.shape[1]
+        self.is_image = estimator.n_features_in_ == self.size**2
+        self.dtype = np.float32 if self.is_image and self.size >= 8 else np.float64
+
+    def __len__(self):
+        return len(self.stack)
+
+    def select(self, index):
+        """Some of the images."""
+        return Images(self.estimator, self.stack[index], None if self.ctf is None else self.ctf[index], self.pixel_size)
+
+    def features(self, search, limit=CHUNK):
+        """Yield (slice, features) of all images, at most `limit` bytes of features at a time."""
+        per_chunk = max(int(limit // search.bytes_per_image(self.ctf)), 1)
+        for start in range(0, len(self), per_chunk):
+            part = self.select(slice(start, min(start + per_chunk, len(self))))
+            chunks = iter_finite_chunks(part.stack, dtype=self.dtype)
+            yield slice(start, start + len(part)), search.prepare(chunks, len(part), part.ctf, self.pixel_size)
+
+    def averages(self, labels, angles, shifts, n_classes, sample_weight=None):
+        """Class averages (n_classes, L, L) of the aligned images, and their total weights."""
+        if not self.is_image or self.size < 8:
+            return self._plain_averages(labels, n_classes, sample_weight)
+        return class_averages(
+            self.stack, labels, angles, shifts, n_classes, ctf=self.ctf, pixel_size=self.pixel_size,
+            sample_weight=sample_weight,
+        )
+
+    def _plain_averages(self, labels, n_classes, sample_weight):
+        pixels = np.asarray(self.stack, np.float64).reshape(len(self), -1)
+        weights = np.zeros((n_classes, len(self)))
+        weights[labels, np.arange(len(self))] = 1 if sample_weight is None else sample_weight
+        totals = weights.sum(1)
+        averages = weights @ pixels / np.where(totals > 0, totals, 1)[:, None]
+        return averages.reshape(n_classes, self.size, self.size), totals
