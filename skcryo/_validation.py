@@ -11,6 +11,7 @@ Private names of scikit-learn are imported here and nowhere else, so that a new 
 import math
 from collections.abc import Iterator
 from numbers import Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,11 @@ def _name(est: Any) -> str:
 
 
 def _images_from_sequence(X: Any) -> Any:
-    """A list of 2-D images as one array; anything else as it came."""
+    """A list of 2-D images as one array; anything else as it came, but for what cannot hold images."""
+    if X is None:
+        raise TypeError("X is None; images are wanted: an array of shape (n_images, L, L) or a ParticleStack")
+    if isinstance(X, str | PathLike):
+        raise TypeError(f"X is the path {str(X)!r}; read it first: X = skcryo.io.load_particles(path)")
     if not isinstance(X, list | tuple) or len(X) == 0:
         return X
     shapes = [getattr(image, "shape", None) for image in X]

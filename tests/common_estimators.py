@@ -32,19 +32,22 @@ class Case:
     ----------
     estimator : estimator
         With a fixed ``random_state`` where it has one.
-    needs_ctf : bool
-        Whether default parameters refuse images without CTF.
     variant : bool
         Whether this is a further configuration of a class that is in the list already.
     tolerance : float
-        Relative, within which answers on one image may differ between ways to hand it over (float32 sums).
+        Within which answers on one image may differ between ways to hand it over (sums in float32), relative
+        to the largest answer.
+    order_matters : bool
+        Whether ``fit`` may depend on the order of the images, as a random start does.
+    grid : dict
+        A small grid of parameters, for estimators that have a ``score``.
     """
 
     estimator: Any
-    needs_ctf: bool = False
     variant: bool = False
     tolerance: float = 1e-4
-    tags: frozenset = field(default_factory=frozenset)
+    order_matters: bool = False
+    grid: dict = field(default_factory=dict)
 
     @property
     def name(self):
@@ -60,7 +63,7 @@ def public_estimators():
         Case(NoiseWhitener()),
         Case(FourierDownsampler()),
         # Rows carry no CTF, which is an error by default: the checks run with the other choice.
-        Case(PhaseFlipper(missing_ctf="ignore"), needs_ctf=True),
+        Case(PhaseFlipper(missing_ctf="ignore")),
         Case(Centerer()),
         Case(Flattener()),
     ]

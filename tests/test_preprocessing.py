@@ -158,9 +158,9 @@ class TestNoiseSpectrum:
         noise = coloured_noise(truth, 600, side, seed=1)
         noise += 3 * np.random.default_rng(2).standard_normal((600, 1, 1), dtype=np.float32)
         ratio = noise_spectrum(noise) / truth
-        # Dividing by the mask's energy alone scores 0.4 to 0.75 in ring 1 and an rms of 0.06 to 0.12.
-        assert ratio[1] == pytest.approx(1, abs=0.2)
-        assert np.sqrt(np.mean((ratio[1:] - 1) ** 2)) < 0.045
+        # Dividing by the mask's energy alone scores 0.64 to 0.85 in ring 1, and an rms of 0.08 when steep.
+        assert ratio[1] == pytest.approx(1, abs=0.12)
+        assert np.sqrt(np.mean((ratio[1:] - 1) ** 2)) < 0.04
 
     def test_scales_with_the_variance(self):
         noise = white_noise(50, 32)

@@ -165,7 +165,7 @@ def _decoupled(observed, coupling, image_shape):
         ratio = np.divide(observed, expected, out=np.zeros(n_rings), where=expected > 0)
         spectrum[heard] *= (coupling.T @ (counts * np.maximum(ratio, 0.0)))[heard] / gain[heard]
     spectrum[0] = spectrum[1]
-    silent = np.flatnonzero(~(spectrum > 0))
+    silent = 1 + np.flatnonzero(~(spectrum[1:] > 0))
     if silent.size:
         raise ValueError(
             f"the background holds no power in Fourier ring {silent[0]}: are the images constant outside the "
