@@ -6,9 +6,11 @@ Molecules compare only under one spectrum.
 """
 
 import numbers
+import warnings
 
 import numpy as np
 import scipy.fft
+from sklearn.exceptions import ConvergenceWarning
 
 #: Box in Angstrom in which `STANDARD_SPECTRUM` counts cycles: 64 pixels of 5 Angstrom.
 STANDARD_BOX = 320.0
@@ -108,17 +110,26 @@ def shell_gains(power, radius, target, *, n_iter=60, tol=1e-6):
     usable = (actual > 1e-14 * actual.max(initial=0.0)) & (target > 0)
     gains = np.where(usable, np.sqrt(target / np.where(usable, actual, 1.0)), 0.0)
     for _ in range(n_iter):
-        actual = _shell_means(power * np.interp(radius, np.arange(n_shells), gains) ** 2, shells, n_shells)
+        actual = _shell_means(power * apply_gains(radius, gains) ** 2, shells, n_shells)
         ratio = np.sqrt(np.where(usable, target / np.where(actual > 0, actual, 1.0), 1.0))
         gains = gains * ratio
-        if np.abs(ratio[usable] - 1).max(initial=0.0) < tol:
-            break
+        error = np.abs(ratio[usable] - 1).max(initial=0.0)
+        if error < tol:
+            return gains
+    if error > 1e-3:
+        message = f"the power spectrum is met only to {2 * error:.1%} after {n_iter} iterations"
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
     return gains
 
 
 def apply_gains(radius, gains):
-    """The piecewise linear gains at real-valued radii; zero beyond the last shell."""
-    return np.where(radius < len(gains) - 0.5, np.interp(radius, np.arange(len(gains)), gains), 0.0)
+    """The gains at real-valued radii, linear between shells that have one, zero in other shells."""
+    nearest = np.minimum(np.rint(radius).astype(np.intp), len(gains))
+    positive = np.flatnonzero(gains > 0)
+    if not len(positive):
+        return np.zeros(np.shape(radius))
+    # Towards a shell without a gain the last one is held: a fall to zero would take what the shell must have.
+    return np.where(np.append(gains, 0.0)[nearest] > 0, np.interp(radius, positive, gains[positive]), 0.0)
 
 
 def match_power_spectrum(volume, spectrum="standard", *, voxel_size=None):
