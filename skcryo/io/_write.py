@@ -187,7 +187,8 @@ def _check_star_path(path, overwrite):
 def _updated_table(particles, path, labels, in_plane_angles, rotations, shifts, columns, images_path=None):
     """Table of the particles with all that is new in it; image names only where images are written."""
     if isinstance(particles, StarTable):
-        table, stack, pixel_size = particles, None, read_pixel_size(particles)
+        table, stack = particles, None
+        pixel_size = read_pixel_size(table) if shifts is not None else None
     else:
         stack, pixel_size = particles, particles.pixel_size
         table = stack.metadata if stack.metadata is not None else _new_table(stack, images_path, path)
