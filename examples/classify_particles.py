@@ -36,11 +36,11 @@ def main(folder):
     # %%
     # From here on it is what one does with real data. Nothing is read into memory yet.
     stack = load_particles(folder / "particles.star")
-    images = FourierDownsampler(32).fit_transform(NormalizeBackground().fit_transform(stack))
+    images = NormalizeBackground().fit_transform(FourierDownsampler(32).fit_transform(stack))
 
     # %%
     # The images carry their CTF and pixel size with them.
-    estimator = RotInvWassersteinKMeans(n_clusters=10, n_angles=60, max_iter=8, random_state=0).fit(images)
+    estimator = RotInvWassersteinKMeans(n_clusters=10, n_angles=60, max_shift=2, random_state=0).fit(images)
 
     # %%
     # One picture, largest class first; the averages and a STAR file that RELION reads.
@@ -52,7 +52,9 @@ def main(folder):
         stack,
         labels=estimator.labels_,
         in_plane_angles=estimator.in_plane_angles_,
+        # From pixels of the small box to pixels of the input.
         shifts=estimator.shifts_ * stack.shape[1] / images.shape[1],
+        overwrite=True,
     )
 
     # %%

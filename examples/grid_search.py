@@ -26,12 +26,12 @@ def main():
     # Every step is an estimator; parameters of a step are set by its name, two underscores and the
     # parameter's name.
     model = make_pipeline(
-        NormalizeBackground(),
         FourierDownsampler(24),
+        NormalizeBackground(),
         RotInvWassersteinKMeans(n_clusters=8, n_angles=40, max_iter=6, random_state=0),
     )
     grid = {
-        "fourierdownsampler__size": [16, 24],
+        "fourierdownsampler__box_size": [16, 24],
         "rotinvwassersteinkmeans__metric": ["l2", "sobolev"],
     }
 

@@ -13,7 +13,7 @@ from ._run_folder import OUTPUTS, read_json, write_text
 N_PARTICLES = 2000
 N_CLASSES = 40
 BOX = 64
-PIXEL_SIZE = 5.0
+SIDE = 320.0  # of the box, in Angstrom
 SNR = 0.2
 # A view within this angle of another shows nearly the same picture.
 CLOSE = 20.0
@@ -99,9 +99,10 @@ def simulate(folder, seed, *, quiet=False):
     if not quiet:
         note(f"simulating {N_PARTICLES} particles")
     folder.mkdir(parents=True, exist_ok=True)
-    molecule = make_molecule(BOX, random_state=seed, voxel_size=PIXEL_SIZE)
+    pixel_size = SIDE / BOX
+    molecule = make_molecule(BOX, random_state=seed, voxel_size=pixel_size)
     stack, truth = make_particles(
-        molecule, N_PARTICLES, preset="ctf", snr=SNR, pixel_size=PIXEL_SIZE, random_state=seed
+        molecule, N_PARTICLES, preset="ctf", snr=SNR, pixel_size=pixel_size, random_state=seed
     )
     save_particles(folder / "particles.star", stack, images_path=folder / "particles.mrcs", overwrite=True)
     # Last, so that it stands for the others.

@@ -15,7 +15,7 @@ def run(args, argv):
     argv : list of str
         Not used: nothing is reported.
     """
-    from ..io import read_star, write_star
+    from ..io import load_particles, write_star
 
     given = [name for name in _NOT_FOR_SELECT if getattr(args, name) not in (None, False)]
     if given:
@@ -24,8 +24,10 @@ def run(args, argv):
     if len(args.particles) != 1:
         raise CommandError(f"--select takes one STAR file; {len(args.particles)} are given")
     try:
-        table = read_star(args.particles[0])
-        if "rlnClassNumber" not in table:
+        # With the images, so that their names are right in another folder too.
+        stack = load_particles(args.particles, images_dir=args.images_dir)
+        table = stack.metadata
+        if table is None or "rlnClassNumber" not in table:
             raise CommandError(
                 f"{args.particles[0]} has no column rlnClassNumber; "
                 "the particles.star of a finished run is wanted"
@@ -38,7 +40,7 @@ def run(args, argv):
                     f"its classes are {_ranges(np.unique(numbers).astype(int))}"
                 )
         chosen = np.isin(numbers, args.select)
-        write_star(args.output, table[np.flatnonzero(chosen)], overwrite=args.overwrite)
+        write_star(args.output, stack[chosen], overwrite=args.overwrite)
     except FileExistsError as error:
         raise CommandError(f"{args.output} exists already; --overwrite replaces it") from error
     except (ValueError, OSError) as error:
@@ -59,7 +61,6 @@ _NOT_FOR_SELECT = (
     "invert",
     "pixel_size",
     "no_ctf",
-    "images_dir",
     "jobs",
     "restart",
 )

@@ -1,0 +1,101 @@
+"""The scripts in examples/ and the code in the README run, on small data where they would take long."""
+
+import re
+import runpy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+
+pytestmark = pytest.mark.skipif(not SCRIPTS, reason="examples/ and README.md are not beside the tests")
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib", reason="the examples draw")
+    backend = matplotlib.get_backend()
+    matplotlib.use("agg")
+    yield
+    matplotlib.pyplot.close("all")
+    matplotlib.use(backend)
+
+
+@pytest.fixture(autouse=True)
+def unsettled_is_fine():
+    """On data this small and in iterations this few nothing has to settle."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def test_every_script_is_tested():
+    assert {script.name for script in SCRIPTS} == {"classify_particles.py", "grid_search.py"}
+
+
+def test_classify_particles(tmp_path):
+    from skcryo.io import load_particles, read_star
+
+    coherence = runpy.run_path(str(EXAMPLES / "classify_particles.py"))["main"](tmp_path)
+    names = ["class_averages.mrcs", "classified.star", "montage.png", "particles.mrcs", "particles.star"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len(load_particles(tmp_path / "classified.star")) == 300
+    labels = read_star(tmp_path / "classified.star").numbers("rlnClassNumber")
+    assert labels.min() >= 1 and labels.max() <= 10
+    # Classes drawn by lot would have a median of 90 degrees.
+    assert coherence.median < 70
+
+
+def test_grid_search():
+    search = runpy.run_path(str(EXAMPLES / "grid_search.py"))["main"]()
+    scores = search.cv_results_["mean_test_score"]
+    assert len(scores) == 4 and np.isfinite(scores).all()
+    # By chance 6.7 % of the views lie within 30 degrees.
+    assert search.best_score_ > 0.12
+
+
+def readme_code():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") if SCRIPTS else ""
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    """The blocks build on each other, so they run in one namespace; numbers are made small."""
+    from skcryo.datasets import make_molecule, make_particles
+    from skcryo.io import read_star, save_particles
+
+    monkeypatch.chdir(tmp_path)
+    stack, _ = make_particles(make_molecule(32), 60, preset="ctf", snr=0.5, random_state=0)
+    save_particles("particles.star", stack, images_path="particles.mrcs")
+    small = {
+        "FourierDownsampler(64)": "FourierDownsampler(24)",
+        "n_clusters=50": "n_clusters=5, n_angles=24, max_iter=3",
+        "make_molecule(64), 1000": "make_molecule(32), 60",
+        "FourierDownsampler(32)": "FourierDownsampler(16)",
+        "RotInvWassersteinKMeans(20": "RotInvWassersteinKMeans(4, n_angles=16, max_iter=2",
+    }
+    blocks = readme_code()
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        for full, reduced in small.items():
+            if full in block:
+                block = block.replace(full, reduced)
+                small = {key: value for key, value in small.items() if key != full}
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert not small, f"no longer in the README: {small}"
+    assert len(read_star("classified.star")) == 60
+    assert namespace["search"].best_score_ > 0
+
+
+def test_readme_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") if SCRIPTS else ""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
