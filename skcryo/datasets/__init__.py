@@ -7,10 +7,10 @@ from ._particles import PRESETS, ImagingConditions, make_particles
 from ._spectrum import STANDARD_BOX, STANDARD_SPECTRUM, match_power_spectrum, power_spectrum
 
 __all__ = [
+    "ImagingConditions",
     "PRESETS",
     "STANDARD_BOX",
     "STANDARD_SPECTRUM",
-    "ImagingConditions",
     "fetch_emdb",
     "make_molecule",
     "make_particles",
