@@ -275,6 +275,15 @@ class TestFourierDownsampler:
         expected = apply_ctf(FourierDownsampler(31).fit_transform(images), small.ctf, small.pixel_size)
         assert np.asarray(small) == pytest.approx(expected, abs=1e-4)
 
+    def test_images_of_a_star_file_stay_in_it_until_they_are_read(self, shared_data):
+        from skcryo.io import load_particles
+
+        stack = load_particles(shared_data / "relion31.star")
+        small = FourierDownsampler(48).fit_transform(stack)
+        assert not small.in_memory
+        assert small.pixel_size == pytest.approx(stack.pixel_size * stack.shape[1] / 48)
+        assert np.asarray(small[1]).mean() == pytest.approx(np.asarray(stack[1]).mean(), rel=1e-3, abs=1e-4)
+
     def test_default_halves(self):
         assert FourierDownsampler().fit_transform(white_noise(2, 20)).shape == (2, 10, 10)
 
@@ -370,6 +379,27 @@ class TestCenterer:
         centred = Centerer("known").fit_transform(stack)
         assert centred.shifts == pytest.approx(0)
         assert np.asarray(centred) == pytest.approx(np.repeat(blob(32)[None], 4, axis=0), abs=1e-5)
+
+    @pytest.mark.parametrize("side", [64, 65], ids=["even", "odd"])
+    def test_known_shifts_agree_with_images_that_relion_centred(self, shared_data, side):
+        from skcryo.io import load_particles
+
+        shifted = load_particles(shared_data / f"rln_proj_{side}_shifted.star")
+        centred = np.asarray(load_particles(shared_data / f"rln_proj_{side}_centered.star"))
+        found = np.asarray(Centerer("known").fit_transform(shifted))
+        # The opposite sign, or x for y, correlates by less than 0.1.
+        for image, expected in zip(found, centred):
+            assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.999
+
+    def test_noise_draws_the_centre_of_mass_to_the_middle(self):
+        rng = np.random.default_rng(4)
+        shifts = rng.uniform(-4, 4, (60, 2))
+        images = shift_images(np.repeat(blob(32)[None], 60, axis=0), shifts)
+        images += 0.5 * rng.standard_normal(images.shape, dtype=np.float32)
+        found = Centerer("center_of_mass").fit(images).estimate_shifts(images)
+        slope = (found * shifts).sum() / (shifts**2).sum()
+        # As documented: right without noise (slope 1), too little with it.
+        assert 0.05 < slope < 0.5
 
     def test_remaining_shifts_stay_true(self):
         images = shift_images(np.repeat(blob(32)[None], 4, axis=0), self.SHIFTS)

@@ -116,7 +116,9 @@ class Centerer(ImageTransformer, auto_wrap_output_keys=None):
     Images are moved by a phase ramp: exact to fractions of a pixel, the box wraps around, and the filter
     is in float32. A ``ParticleStack`` comes out with ``shifts`` that describe the moved images: what is
     left of shifts that it brought along, and zeros otherwise. Shifts of the original images come from
-    :meth:`estimate_shifts`.
+    :meth:`estimate_shifts`. A STAR file that goes on naming the original images wants those: write it
+    from the stack as it was, ``write_star(path, X, shifts=centerer.estimate_shifts(X))``, or save the
+    moved images with it (``save_particles`` with ``images_path``).
 
     "radial" errs by 1.1 to 2.7 pixels on simulated ribosomes of 64 pixels, SNR 0.1 (1.1 with CTF, 1.6 with
     coloured noise too, 2.7 in another run, where shifts of up to 3 pixels had an rms of 2.4 to begin
