@@ -128,7 +128,7 @@ def test_lowpass_auto_grows_with_the_box():
 @pytest.mark.parametrize("with_ctf", [False, True], ids=["no-ctf", "ctf"])
 @pytest.mark.parametrize("previous", [False, True], ids=["first", "with-previous"])
 def test_recovers_class_angle_and_shift(with_ctf, previous):
-    """A wrong sense of the angle or the shift in ctf * shift(rotate(average, angle), shift) fails on most images."""
+    """A wrong sense of the angle or the shift in ctf * shift(rotate(average, angle), shift) fails."""
     L = 40
     matcher = PolarMatcher(L, n_angles=72, max_shift=4.0, lowpass=0.7)
     for seed in range(2):

@@ -1,6 +1,14 @@
 """Search and refinement engines: functions and plain classes below the estimators."""
 
+from ._class_average import class_averages
 from ._in_plane import InPlaneMatch, PolarFeatures, PolarMatcher, PolarReferences
 from ._reference import match_reference
 
-__all__ = ["InPlaneMatch", "PolarFeatures", "PolarMatcher", "PolarReferences", "match_reference"]
+__all__ = [
+    "InPlaneMatch",
+    "PolarFeatures",
+    "PolarMatcher",
+    "PolarReferences",
+    "class_averages",
+    "match_reference",
+]

@@ -149,8 +149,8 @@ class PolarMatcher:
         Angles searched, ``2 pi j / n_angles``; multiples of four are fastest.
     metric : {"l2", "sobolev"}, default="l2"
         Ring weights: ones, or ``(1 + (|k| image_size)^2)^-s`` with s = `sobolev_order`: the norm of the
-        Sobolev space H^-s on the scale of the box, which for s = 1 is close to a Wasserstein distance for small
-        moves.
+        Sobolev space H^-s on the scale of the box, which for s = 1 is close to a Wasserstein distance for
+        small moves.
     lowpass : float, "auto" or None, default=None
         Standard deviation in px of a Gaussian that image and average are smoothed with. "auto" is
         ``image_size / 64``, which did best among 0.5 to 4 px on a ribosome at 128 px and SNR 1/16.
