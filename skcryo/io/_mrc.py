@@ -72,15 +72,20 @@ def read_header(path):
     ValueError
         If it is no MRC file, is truncated or holds what is no real image; the message names the file.
     """
+    # Only these bytes: mrcfile.open also reads the extended header, of whatever length a damaged file claims.
+    opener = {"gzip": gzip.open, "bzip2": bz2.open}.get(_compression(path), open)
     try:
-        with _quiet_mrcfile(), mrcfile.open(path, permissive=True, header_only=True) as mrc:
-            header = mrc.header.copy()
+        with opener(path, "rb") as file:
+            start = file.read(_HEADER_BYTES)
+        if len(start) < _HEADER_BYTES:
+            raise ValueError(f"its header has {len(start)} of {_HEADER_BYTES} bytes")
+        header = np.frombuffer(start, dtype=_byte_order(start)).reshape(()).view(np.recarray)
         dtype = mrcfile.utils.data_dtype_from_header(header)
     except _BROKEN as error:
         raise ValueError(f"{path}: not a readable MRC file ({error})") from error
     nx, ny, nz = int(header.nx), int(header.ny), int(header.nz)
     extended = int(header.nsymbt)
-    if min(nx, ny, nz) < 1 or extended < 0:
+    if min(nx, ny, nz) < 1 or not 0 <= extended < 2**30:
         raise ValueError(
             f"{path}: not a readable MRC file (size {nx} x {ny} x {nz}, extended header {extended} bytes)"
         )
@@ -102,6 +107,16 @@ def read_header(path):
                 stacklevel=2,
             )
     return header, dtype, (nz, ny, nx), offset
+
+
+def _byte_order(start):
+    """Header dtype in the byte order of a file: by its machine stamp, or else by what its mode can be."""
+    little = mrcfile.dtypes.HEADER_DTYPE.newbyteorder("<")
+    big = little.newbyteorder(">")
+    stamp = start[212]
+    if stamp in (0x11, 0x44):
+        return big if stamp == 0x11 else little
+    return big if int.from_bytes(start[12:16], "little") > 255 else little
 
 
 def read_data(path):
