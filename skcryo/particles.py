@@ -5,6 +5,7 @@ together with the facts that describe each of them (CTF, known poses, the rows o
 along with them.
 """
 
+import os
 from numbers import Integral, Real
 
 import numpy as np
@@ -462,6 +463,10 @@ def _source(data):
         return data
     if isinstance(data, ParticleStack):
         return data._images
+    if isinstance(data, str | os.PathLike):
+        raise TypeError(
+            f"data must be images, got the path {os.fspath(data)!r}: skcryo.io.load_particles reads it"
+        )
     if isinstance(data, list | tuple):
         shapes = [np.shape(image) for image in data]
         for i, shape in enumerate(shapes):

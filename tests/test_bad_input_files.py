@@ -632,6 +632,7 @@ WRITE_CASES = {
         lambda s, p: save_images(p.with_suffix(".mrcs"), iter([np.zeros((3, 8, 8)), np.zeros((2, 6, 6))])),
         r"images 3 and following have shape \(2, 6, 6\), it must be \(m, 8, 8\)",
     ),
+    "stack not square": (lambda s, p: save_images(p.with_suffix(".mrcs"), np.ones((2, 4, 6))), "square ones"),
     "stack of nothing": (lambda s, p: save_images(p.with_suffix(".mrcs"), iter([])), "no images to write"),
     "stack .tif": (lambda s, p: save_images(p.with_suffix(".tif"), s), "ends in .mrcs or .mrc"),
     "stack pixel size": (

@@ -428,6 +428,11 @@ def test_data_that_are_no_stack(data, message):
         ParticleStack(data)
 
 
+def test_a_path_is_not_images(tmp_path):
+    with pytest.raises(TypeError, match=r"x\.mrcs'?: skcryo\.io\.load_particles reads it"):
+        ParticleStack(tmp_path / "x.mrcs")
+
+
 @pytest.mark.parametrize(
     "key, message",
     [

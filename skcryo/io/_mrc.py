@@ -347,6 +347,8 @@ def save_images(path, images, pixel_size=None, *, overwrite=False):
                 wanted = "(m, L, L)" if shape is None else f"(m, {shape[0]}, {shape[1]}) as before"
                 raise ValueError(f"images {n} and following have shape {chunk.shape}, it must be {wanted}")
             shape = chunk.shape[1:]
+            if shape[0] != shape[1]:
+                raise ValueError(f"images have shape {shape}, a stack of particles has square ones")
             if not np.isfinite(chunk).all():
                 bad = int(np.flatnonzero(~np.isfinite(chunk).all(axis=(1, 2)))[0])
                 raise ValueError(f"image {n + bad} has pixels that are NaN or infinite")

@@ -33,7 +33,8 @@ def load_particles(path, *, images_dir=None, pixel_size=None):
         name. Without it, names are taken relative to the folder of the STAR or .cs file, and then to each
         folder above it, so that names relative to a RELION or cryoSPARC project folder are found.
     pixel_size : float, default=None
-        In Angstrom, instead of what the files say.
+        In Angstrom, instead of what the files say. A STAR file that says nothing leaves it None: headers of
+        images often have a meaningless 1.0.
 
     Returns
     -------
@@ -41,7 +42,7 @@ def load_particles(path, *, images_dir=None, pixel_size=None):
         With `pixel_size`, `ctf` and, where the file has them, `rotations` (all three Euler angles) and
         `shifts` (minus the origins, in pixels). `metadata` is the :class:`StarTable` of all columns. Beam
         tilt, higher aberrations and anisotropic magnification are kept in the metadata, but are no part of
-        `ctf`.
+        `ctf`. The contrast is that of the stored images: cryoSPARC's ``blob/sign`` is not applied.
 
     Raises
     ------
