@@ -1,4 +1,6 @@
 """Rotated wavelet coefficients and the exact search of the wavelet earth mover's distance."""
+import numpy as np
+
 cdef extern from "emd_kernels.h":
     int EMD_LANES, EMD_ROW, EMD_MAX_ANGLES
     ctypedef struct emd_plan:
@@ -11,19 +13,20 @@ cdef extern from "emd_kernels.h":
         const int *keep
         const int *offsets
         const int *extent
-    ctypedef struct emd_centre:
+    ctypedef struct emd_centres:
         int n_levels
         int n_angles
         int n_coarse
         int stride
+        int n
+        int first
         long row_length
         const int *offsets
         const float *rows
         const float *norms
         const float *below
         const float *above
-        int label
-        float bias
+        const float *bias
     ctypedef struct emd_images:
         long n
         const float *rows
@@ -33,6 +36,8 @@ cdef extern from "emd_kernels.h":
         int *labels
         int *angles
         int *shifts
+        float *all
+        long n_all
     ctypedef struct emd_kernels:
         void (*transform)(const emd_plan *, const float *, const int *, const double *, const double *, long,
                           float *, int) noexcept nogil
@@ -41,7 +46,8 @@ cdef extern from "emd_kernels.h":
         void (*norms)(int, const int *, const float *, long, float *, int) noexcept nogil
         void (*paired)(int, const int *, const float *, const float *, long, float *, int) noexcept nogil
         void (*all_pairs)(int, const int *, long, const float *, long, const float *, long, float *, int) noexcept nogil
-        double (*search)(const emd_images *, const emd_centre *, int) noexcept nogil
+        void (*tables)(const emd_centres *, float *, float *, float *, int) noexcept nogil
+        double (*search)(const emd_images *, const emd_centres *, int) noexcept nogil
     const emd_kernels *emd_kernels_for(int isa)
     int emd_max_threads()
 
@@ -179,29 +185,58 @@ cdef class Plan:
                                   &out[0, 0], n_threads)
 
     def search(self, const float[:, ::1] rows, const float[:, ::1] norms, int shift, float[::1] best,
-               int[::1] labels, int[::1] angles, int[::1] shifts, const float[:, ::1] centre_rows,
-               const float[:, ::1] centre_norms, const float[::1] below, const float[::1] above, int stride,
-               int n_coarse, int label, float bias=0, int n_threads=1):
-        """Exact search over the turned copies of one centre; best, labels, angles and shifts are updated in place."""
+               int[::1] labels, int[::1] angles, int[::1] shifts, Centres centres, float[:, ::1] everything=None,
+               int n_threads=1):
+        """Exact search over the turned copies of some centres; best, labels, angles, shifts and, where given, the least
+        distance to every class are updated in place. Returns how many coefficients were read past the coarse levels."""
         cdef emd_images im
-        cdef emd_centre ce
-        cdef long n = rows.shape[0], na = centre_rows.shape[0]
+        cdef long n = rows.shape[0]
         cdef double read
         if not (norms.shape[0] == best.shape[0] == labels.shape[0] == angles.shape[0] == shifts.shape[0] == n) \
                 or rows.shape[1] != self.row_length or norms.shape[1] != self.n_levels:
             raise ValueError("image arrays of inconsistent shapes")
-        if centre_rows.shape[1] != self.row_length or centre_norms.shape[0] != self.n_levels \
-                or centre_norms.shape[1] != na or below.shape[0] != na or above.shape[0] != na:
-            raise ValueError("centre arrays of inconsistent shapes")
-        if stride < 1 or na % stride or not 1 <= n_coarse <= self.n_levels:
-            raise ValueError("stride must divide the number of angles, n_coarse lie within the levels")
+        if centres.plan is not self:
+            raise ValueError("centres of another transform")
         if n == 0:
             return 0.0
         im.n, im.rows, im.norms, im.shift = n, &rows[0, 0], &norms[0, 0], shift
         im.best, im.labels, im.angles, im.shifts = &best[0], &labels[0], &angles[0], &shifts[0]
-        ce.n_levels, ce.n_angles, ce.n_coarse, ce.stride = self.n_levels, <int>na, n_coarse, stride
-        ce.row_length, ce.offsets, ce.rows, ce.norms = self.row_length, self.plan.offsets, &centre_rows[0, 0], &centre_norms[0, 0]
-        ce.below, ce.above, ce.label, ce.bias = &below[0], &above[0], label, bias
+        im.all, im.n_all = NULL, 0
+        if everything is not None:
+            if everything.shape[0] != n or everything.shape[1] < centres.centres.first + centres.centres.n:
+                raise ValueError("everything of the wrong shape")
+            im.all, im.n_all = &everything[0, 0], everything.shape[1]
         with nogil:
-            read = kernels.search(&im, &ce, n_threads)
+            read = kernels.search(&im, &centres.centres, n_threads)
         return read
+
+
+cdef class Centres:
+    """Turned copies (n, n_angles, row_length) of the classes first, first + 1, ..., with the tables of their bounds."""
+    cdef emd_centres centres
+    cdef readonly Plan plan
+    cdef const float[:, :, ::1] rows
+    cdef const float[::1] bias
+    cdef float[:, :, ::1] norms
+    cdef float[:, ::1] below, above
+
+    def __init__(self, Plan plan, const float[:, :, ::1] rows, const float[::1] bias, int first, int stride,
+                 int n_coarse, int n_threads=1):
+        cdef long n = rows.shape[0], na = rows.shape[1]
+        if rows.shape[2] != plan.row_length or bias.shape[0] != n or n == 0:
+            raise ValueError("rows or bias of the wrong shape")
+        if stride < 1 or na % stride or not 1 <= n_coarse <= plan.n_levels:
+            raise ValueError("stride must divide the number of angles, n_coarse lie within the levels")
+        self.plan, self.rows, self.bias = plan, rows, bias
+        self.norms = np.empty((n, plan.n_levels, na), np.float32)
+        self.below = np.empty((n, na), np.float32)
+        self.above = np.empty((n, na), np.float32)
+        self.centres.n_levels, self.centres.n_angles = plan.n_levels, <int>na
+        self.centres.n_coarse, self.centres.stride = n_coarse, stride
+        self.centres.n, self.centres.first = <int>n, first
+        self.centres.row_length, self.centres.offsets = plan.row_length, plan.plan.offsets
+        self.centres.rows, self.centres.bias = &rows[0, 0, 0], &bias[0]
+        self.centres.norms, self.centres.below = &self.norms[0, 0, 0], &self.below[0, 0]
+        self.centres.above = &self.above[0, 0]
+        with nogil:
+            kernels.tables(&self.centres, &self.norms[0, 0, 0], &self.below[0, 0], &self.above[0, 0], n_threads)

@@ -349,20 +349,35 @@ INLINE void coarse_tile(const float *x, long sx, const float *y, long sy, int n,
     for (int a = 0; a < TILE_X; a++) for (int b = 0; b < TILE_Y; b++) out[a * so + b] = lanes_total(acc[a][b]);
 }
 
-static void coarse_distances(const emd_images *im, const emd_centre *c, long first, long last, int n_base, float *out)
+static void coarse_distances(const emd_images *im, const emd_centres *c, const float *copies, long first, long last,
+                             int n_base, float *out)
 {
     int n = c->offsets[c->n_coarse];
     long length = c->row_length, sy = c->stride * length;
     for (long i = first; i < last; i += TILE_X)
         for (int j = 0; j < n_base; j += TILE_Y) {
-            const float *x = im->rows + i * length, *y = c->rows + j * sy;
+            const float *x = im->rows + i * length, *y = copies + j * sy;
             float *o = out + (i - first) * n_base + j;
             if (i + TILE_X <= last && j + TILE_Y <= n_base) coarse_tile(x, length, y, sy, n, o, n_base);
             else
                 for (long a = i; a < last && a < i + TILE_X; a++)
                     for (int b = j; b < n_base && b < j + TILE_Y; b++)
-                        out[(a - first) * n_base + b] = level_distance(im->rows + a * length, c->rows + b * sy, n);
+                        out[(a - first) * n_base + b] = level_distance(im->rows + a * length, copies + b * sy, n);
         }
+}
+
+static void tables(const emd_centres *c, float *norms_out, float *below, float *above, int n_threads)
+{
+    int na = c->n_angles, nl = c->n_levels, coarse = c->offsets[c->n_coarse];
+    #pragma omp parallel for schedule(static) num_threads(n_threads)
+    for (long i = 0; i < (long)c->n * na; i++) {
+        long k = i / na, t = i % na, base = t / c->stride * c->stride, next = base + c->stride < na ? base + c->stride : 0;
+        const float *copies = c->rows + k * na * c->row_length, *x = copies + t * c->row_length;
+        for (int l = 0; l < nl; l++)
+            norms_out[(k * nl + l) * na + t] = level_norm(x + c->offsets[l], c->offsets[l + 1] - c->offsets[l]);
+        below[i] = t == base ? 0 : level_distance(x, copies + base * c->row_length, coarse);
+        above[i] = level_distance(x, copies + next * c->row_length, coarse);
+    }
 }
 
 /* candidates are ordered by (distance + bias, label, angle, shift): ties have one answer */
@@ -374,73 +389,84 @@ INLINE int better(const emd_images *im, long i, float value, int label, int angl
     return im->shift < im->shifts[i];
 }
 
-static double search(const emd_images *im, const emd_centre *c, int n_threads)
+/* what the search of one image among one centre's copies needs beside them */
+typedef struct { float *coarse, *tail, *bound; } scratch;
+
+static double search_one(const emd_images *im, const emd_centres *c, int k, long i, const float *d, scratch *w)
 {
-    int na = c->n_angles, nl = c->n_levels, n_base = na / c->stride, nc = c->n_coarse;
+    int na = c->n_angles, nl = c->n_levels, n_base = na / c->stride, nc = c->n_coarse, label = c->first + k;
+    const float *copies = c->rows + (long)k * na * c->row_length, *norms_k = c->norms + (long)k * nl * na;
+    const float *below = c->below + (long)k * na, *above = c->above + (long)k * na;
+    const float *x = im->rows + i * c->row_length, *nx = im->norms + i * nl;
+    float *tail = w->tail, *bound = w->bound, *least_here = im->all ? im->all + i * im->n_all + label : NULL;
+    float size = 0, bias = c->bias[k];
+    double read = 0;
+    for (int l = 0; l < nl; l++) size += nx[l];
+    /* rounding: sums of absolute values err by at most about 1e-6 of the norms */
+    float limit = least_here ? *least_here : im->best[i] - bias;
+    limit += 1e-5f * fabsf(limit) + 4e-6f * size;
+    /* tail[l][t]: least that levels l, l+1, ... can add (reverse triangle inequality) */
+    for (int t = 0; t < na; t++) tail[nl * na + t] = 0;
+    for (int l = nl - 1; l >= nc; l--) {
+        const float *ny = norms_k + (long)l * na;
+        float q = nx[l];
+        for (int t = 0; t < na; t++) tail[l * na + t] = tail[(l + 1) * na + t] + fabsf(q - ny[t]);
+    }
+    const float *rest = tail + (long)nc * na;
+    int any = 0;
+    for (int g = 0; g < n_base; g++) {
+        float lo = d[g], hi = d[g + 1 < n_base ? g + 1 : 0];
+        for (int t = g * c->stride; t < (g + 1) * c->stride; t++) {
+            float p = lo - below[t], q = hi - above[t];
+            bound[t] = (p > q ? p : q) + rest[t];
+            any |= bound[t] <= limit;
+        }
+    }
+    while (any) {  /* the most promising first, so that the limit falls early */
+        int t = -1, l = 0;
+        float least = limit < FLT_MAX ? limit : FLT_MAX, sum = 0;
+        for (int a = 0; a < na; a++) if (bound[a] <= least) { least = bound[a]; t = a; }
+        if (t < 0) break;
+        bound[t] = INFINITY;
+        const float *y = copies + t * c->row_length;
+        for (; l < nl; l++) {
+            int n = c->offsets[l + 1] - c->offsets[l];
+            sum += level_distance(x + c->offsets[l], y + c->offsets[l], n);
+            read += n;
+            if (l + 1 < nl && sum + (l + 1 >= nc ? tail[(l + 1) * na + t] : rest[t]) > limit) break;
+        }
+        if (l < nl) continue;
+        if (least_here && sum < *least_here) *least_here = sum;
+        float value = sum + bias;
+        if (better(im, i, value, label, t)) {
+            im->best[i] = value;
+            im->labels[i] = label;
+            im->angles[i] = t;
+            im->shifts[i] = im->shift;
+        }
+        limit = least_here ? *least_here : im->best[i] - bias;
+        limit += 1e-5f * fabsf(limit) + 4e-6f * size;
+    }
+    return read;
+}
+
+static double search(const emd_images *im, const emd_centres *c, int n_threads)
+{
+    int na = c->n_angles, n_base = na / c->stride;
     double read = 0;
     #pragma omp parallel num_threads(n_threads) reduction(+ : read)
     {
-        float *coarse = malloc(sizeof(float) * IMAGE_BLOCK * n_base);
-        float *tail = malloc(sizeof(float) * (nl + 1) * na), *bound = malloc(sizeof(float) * na);
+        scratch w = {malloc(sizeof(float) * IMAGE_BLOCK * n_base), malloc(sizeof(float) * (c->n_levels + 1) * na),
+                     malloc(sizeof(float) * na)};
         #pragma omp for schedule(dynamic, 1)
         for (long first = 0; first < im->n; first += IMAGE_BLOCK) {
             long last = first + IMAGE_BLOCK < im->n ? first + IMAGE_BLOCK : im->n;
-            coarse_distances(im, c, first, last, n_base, coarse);
-            for (long i = first; i < last; i++) {
-                const float *d = coarse + (i - first) * n_base, *x = im->rows + i * c->row_length;
-                const float *nx = im->norms + i * nl;
-                float size = 0;
-                for (int l = 0; l < nl; l++) size += nx[l];
-                /* rounding: sums of absolute values err by at most about 1e-6 of the norms */
-                float limit = im->best[i] - c->bias;
-                limit += 1e-5f * fabsf(limit) + 4e-6f * size;
-                /* tail[l][t]: least that levels l, l+1, ... can add (reverse triangle inequality) */
-                for (int t = 0; t < na; t++) tail[nl * na + t] = 0;
-                for (int l = nl - 1; l >= nc; l--) {
-                    const float *ny = c->norms + (long)l * na;
-                    float q = nx[l];
-                    for (int t = 0; t < na; t++) tail[l * na + t] = tail[(l + 1) * na + t] + fabsf(q - ny[t]);
-                }
-                const float *rest = tail + (long)nc * na;
-                int any = 0;
-                for (int g = 0; g < n_base; g++) {
-                    float lo = d[g], hi = d[g + 1 < n_base ? g + 1 : 0];
-                    for (int t = g * c->stride; t < (g + 1) * c->stride; t++) {
-                        float p = lo - c->below[t], q = hi - c->above[t];
-                        bound[t] = (p > q ? p : q) + rest[t];
-                        any |= bound[t] <= limit;
-                    }
-                }
-                if (!any) continue;
-                for (;;) {  /* the most promising first, so that the limit falls early */
-                    int t = -1;
-                    float least = limit < FLT_MAX ? limit : FLT_MAX;
-                    for (int a = 0; a < na; a++) if (bound[a] <= least) { least = bound[a]; t = a; }
-                    if (t < 0) break;
-                    bound[t] = INFINITY;
-                    const float *y = c->rows + t * c->row_length;
-                    float sum = 0;
-                    int l = 0;
-                    for (; l < nl; l++) {
-                        int n = c->offsets[l + 1] - c->offsets[l];
-                        sum += level_distance(x + c->offsets[l], y + c->offsets[l], n);
-                        read += n;
-                        if (l + 1 < nl && sum + (l + 1 >= nc ? tail[(l + 1) * na + t] : rest[t]) > limit) break;
-                    }
-                    if (l < nl) continue;
-                    float value = sum + c->bias;
-                    if (better(im, i, value, c->label, t)) {
-                        im->best[i] = value;
-                        im->labels[i] = c->label;
-                        im->angles[i] = t;
-                        im->shifts[i] = im->shift;
-                        limit = value - c->bias;
-                        limit += 1e-5f * fabsf(limit) + 4e-6f * size;
-                    }
-                }
+            for (int k = 0; k < c->n; k++) {
+                coarse_distances(im, c, c->rows + (long)k * na * c->row_length, first, last, n_base, w.coarse);
+                for (long i = first; i < last; i++) read += search_one(im, c, k, i, w.coarse + (i - first) * n_base, &w);
             }
         }
-        free(coarse); free(tail); free(bound);
+        free(w.coarse); free(w.tail); free(w.bound);
     }
     return read;
 }
@@ -448,4 +474,4 @@ static double search(const emd_images *im, const emd_centre *c, int n_threads)
 #define PASTE(a, b) a##b
 #define NAME(suffix) PASTE(emd_kernels_, suffix)
 extern const emd_kernels NAME(EMD_ISA);
-const emd_kernels NAME(EMD_ISA) = {transform, transform_rotations, norms, paired, all_pairs, search};
+const emd_kernels NAME(EMD_ISA) = {transform, transform_rotations, norms, paired, all_pairs, tables, search};

@@ -23,15 +23,15 @@ typedef struct {
 typedef struct {
     int n_levels, n_angles, n_coarse;  /* n_coarse: coarsest levels read at every stride-th angle */
     int stride;
+    int n, first;              /* these centres are the classes first, first + 1, ... */
     long row_length;
     const int *offsets;
-    const float *rows;         /* n_angles x row_length: the rotated copies of one centre */
-    const float *norms;        /* n_levels x n_angles: their l1 norms by level */
-    const float *below;        /* n_angles: distance, coarse levels, to the bracketing copy before */
-    const float *above;        /* n_angles: ... and after */
-    int label;
-    float bias;                /* added to the distance where classes compete */
-} emd_centre;
+    const float *rows;         /* n x n_angles x row_length: the rotated copies */
+    const float *norms;        /* n x n_levels x n_angles: their l1 norms by level */
+    const float *below;        /* n x n_angles: distance, coarse levels, to the bracketing copy before */
+    const float *above;        /* n x n_angles: ... and after */
+    const float *bias;         /* n: added to the distance where classes compete */
+} emd_centres;
 
 typedef struct {
     long n;
@@ -40,6 +40,8 @@ typedef struct {
     int shift;                 /* index of the shift these rows were made with */
     float *best;               /* n: smallest distance + bias so far, in and out */
     int *labels, *angles, *shifts;  /* n each, in and out */
+    float *all;                /* NULL, or n x n_all: smallest distance to every class so far, in and out */
+    long n_all;
 } emd_images;
 
 typedef struct {
@@ -57,8 +59,10 @@ typedef struct {
     /* l1 distance, first n_levels levels, of every row x to every row y; rows start every row_length coefficients */
     void (*all_pairs)(int n_levels, const int *offsets, long row_length, const float *x, long nx, const float *y, long ny,
                       float *out, int n_threads);
-    /* exact search over the angles of one centre; returns the number of coefficients read past the coarse levels */
-    double (*search)(const emd_images *, const emd_centre *, int n_threads);
+    /* fills norms, below and above from rows */
+    void (*tables)(const emd_centres *, float *norms, float *below, float *above, int n_threads);
+    /* exact search over all angles of some centres; returns the number of coefficients read past the coarse levels */
+    double (*search)(const emd_images *, const emd_centres *, int n_threads);
 } emd_kernels;
 
 const emd_kernels *emd_kernels_for(int isa);  /* 0 baseline, 1 avx2, 2 avx512; NULL where the processor lacks it */

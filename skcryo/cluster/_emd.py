@@ -6,6 +6,7 @@ coefficients, :class:`EMDMatcher` finds for each image the class average, rotati
 same answer as trying them all (:func:`match_brute_force`), by bounds that leave about one term in a hundred to compute.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,9 @@ def wavelet_coefficients(images, *, wavelet=_WAVELET, n_levels=_LEVELS):
     weighted by 2**(-2 s). The approximation band carries no weight (as in the authors' program).
     """
     images = np.asarray(images, np.float64)
-    bands = pywt.wavedec2(images, wavelet, mode="zero", level=n_levels)[1:]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Level value of")  # of coarse levels that reach beyond the border, as here
+        bands = pywt.wavedec2(images, wavelet, mode="zero", level=n_levels)[1:]
     return [np.stack(band, axis=1) * 4.0**-s for s, band in enumerate(bands)]
 
 
@@ -288,6 +291,7 @@ class EMDMatcher:
         self.wavelets = WaveletTransform(size, mask_radius=mask_radius)
         self.stride = max(s for s in range(1, 9) if n_angles % s == 0)
         self.n_coarse = 3
+        self._copies = None
 
     def prepare(self, images, ctf=None, pixel_size=None):
         """What the search needs of images (n, size, size)."""
@@ -366,7 +370,7 @@ class EMDMatcher:
             start = None
             if previous is not None:
                 start = [np.asarray(p) if members is None else np.asarray(p)[members] for p in previous]
-            out = None if distances is None else np.empty((len(part.best), k), np.float32)
+            out = None if distances is None else np.full((len(part.best), k), np.inf, np.float32)
             self._search(features, members, splines, bias, start, part, out)
             state.put(members, part)
             if out is not None:
@@ -417,12 +421,11 @@ class EMDMatcher:
 
     def _search(self, features, members, splines, bias, start, state, distances):
         wavelets, threads = self.wavelets, self.n_threads
-        k, coarse = len(splines), int(wavelets.offsets[self.n_coarse])
+        k = len(splines)
         block = max(_MEMORY // (4 * wavelets.row_length * self.n_angles) // _emd.LANES, 1) * _emd.LANES
-        if len(self.shifts) > 1:  # images are transformed anew for every block of centres: fewer, larger blocks
-            block = max(4 * block, _emd.LANES)
         block = min(block, -(-k // _emd.LANES) * _emd.LANES)
-        copies = _aligned((block, self.n_angles, wavelets.row_length))
+        if self._copies is None or len(self._copies) < block:
+            self._copies = _aligned((block, self.n_angles, wavelets.row_length))
         rows, norms = self._rows(features, members, 0)
         nearest = np.zeros(len(rows), np.int32)
         if start is not None and len(self.shifts) > 1:
@@ -432,26 +435,16 @@ class EMDMatcher:
         else:
             self._seed(rows, splines, bias, start, state, nearest)
         for first in range(0, k, block):
-            turned = wavelets.rotations(splines[first : first + block], self.angles, threads, copies)
-            tables = [_centre_tables(wavelets, rows_c, self.stride, coarse, threads) for rows_c in turned]
-            if distances is not None:
-                distances[:, first : first + block] = np.inf
+            turned = wavelets.rotations(splines[first : first + block], self.angles, threads, self._copies)
+            centres = _emd.Centres(
+                wavelets._plan, turned, bias[first : first + block], first, self.stride, self.n_coarse, threads
+            )
             for s in range(len(self.shifts)):
                 if s or first:
                     rows, norms = self._rows(features, members, s)
-                for c, (rows_c, table) in enumerate(zip(turned, tables), first):
-                    if distances is None:
-                        target, shift_bias = state, bias[c]
-                    else:
-                        target, shift_bias = _State(len(rows), k), np.float32(0)
-                        target.best[:] = distances[:, c]
-                    wavelets._plan.search(
-                        rows, norms, s, target.best, target.labels, target.angles, target.shifts, rows_c, *table,
-                        self.stride, self.n_coarse, c, shift_bias, threads,
-                    )
-                    if distances is not None:
-                        distances[:, c] = target.best
-                        state.challenge(target, bias[c], c)
+                wavelets._plan.search(
+                    rows, norms, s, state.best, state.labels, state.angles, state.shifts, centres, distances, threads
+                )
 
 
 class _State:
@@ -467,33 +460,6 @@ class _State:
         where = slice(None) if members is None else members
         for name in ("best", "labels", "angles", "shifts"):
             getattr(self, name)[where] = getattr(part, name)
-
-    def challenge(self, other, bias, label):
-        """Take over what `other` found for one class, if better (ties: lower label, angle, shift)."""
-        found = other.labels == label
-        value = other.best + bias
-        order = [np.stack([a, b]) for a, b in (
-            (self.best, value), (self.labels, other.labels), (self.angles, other.angles), (self.shifts, other.shifts))]
-        win = np.zeros(len(found), bool)
-        equal = np.ones(len(found), bool)
-        for mine, theirs in order:
-            win |= equal & (theirs < mine)
-            equal &= theirs == mine
-        win &= found
-        self.best[win] = value[win]
-        self.labels[win] = label
-        self.angles[win] = other.angles[win]
-        self.shifts[win] = other.shifts[win]
-
-
-def _centre_tables(wavelets, rows, stride, coarse, threads):
-    """Norms (n_levels, n_angles) of one centre's turned copies; coarse distances to the bracketing copies."""
-    norms = np.ascontiguousarray(wavelets.norms(rows, threads).T)
-    head = rows[:, :coarse]
-    base = head[::stride]
-    before = np.repeat(base, stride, axis=0)
-    after = np.repeat(np.roll(base, -1, axis=0), stride, axis=0)
-    return norms, np.abs(head - before).sum(1), np.abs(head - after).sum(1)
 
 
 def match_brute_force(matcher, features, averages, *, bias=None):
@@ -511,17 +477,17 @@ def match_brute_force(matcher, features, averages, *, bias=None):
             for s in range(len(matcher.shifts)):
                 rows, _ = matcher._rows(features, members, s)
                 d = matcher.wavelets.all_pairs(rows, turned, matcher.n_threads)
-                other = _State(len(rows), k)
-                other.angles[:] = d.argmin(1)
-                other.best[:] = d.min(1)
-                other.labels[:] = c
-                other.shifts[:] = s
-                part = _State(len(rows), k)
-                for name in ("best", "labels", "angles", "shifts"):
-                    getattr(part, name)[:] = getattr(state, name)[where]
-                part.challenge(other, bias[c], c)
-                state.put(members, part)
-                distances[where, c] = np.minimum(distances[where, c], other.best)
+                angle = d.argmin(1)
+                least = d.min(1)
+                distances[where, c] = np.minimum(distances[where, c], least)
+                value = least + bias[c]
+                best, angles = state.best[where], state.angles[where]
+                # classes come in order, so that a tie can only be won within one: by the lower angle, then shift
+                wins = (value < best) | ((value == best) & (state.labels[where] == c) & (angle < angles))
+                state.best[where] = np.where(wins, value, best)
+                state.labels[where] = np.where(wins, c, state.labels[where])
+                state.angles[where] = np.where(wins, angle, angles)
+                state.shifts[where] = np.where(wins, s, state.shifts[where])
     return Match(
         labels=state.labels,
         angles=matcher.angles[state.angles],

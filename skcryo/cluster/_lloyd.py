@@ -32,6 +32,7 @@ class Run:
     converged: bool = False
     curve: list = field(default_factory=list)
     inertia: float = np.inf
+    gap: float = 0.0
 
 
 class Lloyd:
@@ -114,7 +115,9 @@ class Lloyd:
             averages = shift_images(averages, synchronize_averages(averages, totals))
         if self.est.balance > 0 and k > 1:
             share = np.bincount(found.labels, weights=self.weights, minlength=k) * k / self.weights.sum()
-            step = self.est.balance * self._gap(run) * np.log((share + 0.1) / 1.1)
+            if run.n_iter & (run.n_iter - 1) == 0:  # iterations 1, 2, 4, 8, ...: it changes less and less
+                run.gap = self._gap(run)
+            step = self.est.balance * run.gap * np.log((share + 0.1) / 1.1)
             kept = 1 - _RATE * (1 - self.est.balance)
             run.biases = (kept * run.biases + _RATE * step).astype(run.biases.dtype)
             run.biases -= run.biases.mean()
@@ -230,6 +233,7 @@ class Lloyd:
                 arrays |= {f"{name}_{a}": getattr(run.found, a) for a in ("labels", "angles", "shifts", "costs")}
             runs[name] = {
                 "n_iter": run.n_iter, "moved": run.moved, "converged": run.converged, "curve": run.curve,
+                "gap": run.gap,
                 "inertia": run.inertia if np.isfinite(run.inertia) else None,
             }
         _, keys, position, has_gauss, gauss = self.rng.get_state()
