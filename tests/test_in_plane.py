@@ -179,7 +179,15 @@ def test_refinement_improves_on_the_grid():
     assert np.all(b.distances2 <= a.distances2 + 1e-5 * features.norms)
     error = [np.hypot(*(m.shifts - shifts).T).mean() for m in (a, b)]
     assert error[1] < 0.2 < 0.4 < error[0]
-    assert np.array_equal(b.all_distances2[np.arange(60), b.labels], b.distances2)
+    rows = np.arange(60)
+    assert np.array_equal(b.all_distances2[rows, b.labels], b.distances2)
+    assert np.array_equal(b.all_angles[rows, b.labels], b.angles)
+    assert np.array_equal(b.all_shifts[rows, b.labels], b.shifts)
+    for k in range(4):
+        there = fine.pose_distances2(
+            features, references, np.full(60, k), b.all_angles[:, k], b.all_shifts[:, k]
+        )
+        assert np.all(np.abs(there - b.all_distances2[:, k]) < 2e-5 * features.norms)
     assert np.hypot(*b.shifts.T).max() <= 3.0 + 1e-6
 
 
@@ -215,7 +223,7 @@ def test_result_depends_on_no_split(with_ctf):
     assert np.array_equal(joined.values, features.values)
     assert np.array_equal(joined.norms, features.norms)
     split = [matcher.match(features[p], references, return_all=True) for p in parts]
-    for name in ("labels", "angles", "shifts", "distances2", "all_distances2"):
+    for name in ("labels", "angles", "shifts", "distances2", "all_distances2", "all_angles", "all_shifts"):
         assert np.array_equal(getattr(threads, name), getattr(whole, name)), name
         assert np.array_equal(np.concatenate([getattr(s, name) for s in split]), getattr(whole, name)), name
 

@@ -17,10 +17,10 @@ from ._polar_search import (
     filled_blocks,
     hexagonal_disc,
     one_blas_thread,
-    rotate_vectors,
     search_block,
     shift_hartley,
     shift_phases,
+    turned,
 )
 
 __all__ = ["InPlaneMatch", "PolarFeatures", "PolarMatcher", "PolarReferences"]
@@ -55,6 +55,11 @@ class PolarFeatures:
         return PolarFeatures(
             self.values[key], self.norms[key], None if self.ctf_squared is None else self.ctf_squared[key]
         )
+
+    @property
+    def n_ctf_orders(self):
+        """Number of angular harmonics of the squared CTFs that are kept; 0 without CTF."""
+        return 0 if self.ctf_squared is None else self.ctf_squared.shape[2]
 
     @property
     def nbytes(self):
@@ -119,6 +124,10 @@ class InPlaneMatch:
         Squared distances, without the bias.
     all_distances2 : ndarray of shape (n, k), float32, or None
         Squared distance to every class at its best angle and shift.
+    all_angles : ndarray of shape (n, k), float64, or None
+        Best angle in every class, radians.
+    all_shifts : ndarray of shape (n, k, 2), float64, or None
+        Best shift in every class, px.
     """
 
     labels: np.ndarray
@@ -126,6 +135,8 @@ class InPlaneMatch:
     shifts: np.ndarray
     distances2: np.ndarray
     all_distances2: np.ndarray | None = None
+    all_angles: np.ndarray | None = None
+    all_shifts: np.ndarray | None = None
 
 
 class PolarMatcher:
@@ -368,8 +379,8 @@ class PolarMatcher:
             times faster); the earlier pose itself is kept where nothing better is found. Without a shift
             search it changes nothing.
         return_all : bool, default=False
-            Return the squared distances to all classes too; those of classes that were not refined are of the
-            grid.
+            Return the squared distance, angle and shift of every image in all classes too; in classes that
+            were not refined they are those of the grid.
         n_jobs : int, default=None
             Threads over blocks of images; the result does not depend on it.
 
@@ -386,69 +397,69 @@ class PolarMatcher:
             raise ValueError(f"bias must have shape ({k},), got {bias.shape}")
         shifts, base = self.candidate_shifts, np.zeros((n, 2))
         local = previous is not None and len(shifts) > 1
-        if local:
-            previous = _check_previous(previous, n, k)
-            shifts = hexagonal_disc(self.step, self.step)
-            base = _shortened(previous[2], max(self.max_shift - self.step, 0.0))
-            with one_blas_thread():
-                features = self._recentred(features, base)
-        score = np.empty((n, k), dtype=np.float32)
-        angle = np.empty((n, k), dtype=np.int32)
-        shift = np.empty((n, k), dtype=np.int32)
-        n_ctf_orders = 0 if features.ctf_squared is None else features.ctf_squared.shape[2]
-        plan = AnglePlan(self.grid, n_ctf_orders)
-        width = max(1, min(COLUMN_BLOCK // len(shifts), k))
         with one_blas_thread(), Parallel(n_jobs=n_jobs, prefer="threads", require="sharedmem") as parallel:
-            for first in range(0, k, width):
-                classes = slice(first, min(first + width, k))
-                columns = Columns(self.grid, plan, references, classes, shifts)
-                parallel(
-                    delayed(search_block)(plan, columns, features, block, score, angle, shift)
-                    for block in _blocks(n, IMAGE_BLOCK)
-                )
-            distances = features.norms[:, None] - 2 * score
-            np.maximum(distances, 0, out=distances)
-            labels = (distances + bias).argmin(axis=1)
-            rows = np.arange(n)
-            best_angle = angle[rows, labels].astype(int)
-            best_shift = base + rotate_vectors(
-                shifts[shift[rows, labels]], 2 * np.pi / self.n_angles * best_angle
+            if local:
+                previous = _check_previous(previous, n, k)
+                shifts = hexagonal_disc(self.step, self.step)
+                base = _shortened(previous[2], max(self.max_shift - self.step, 0.0))
+                features = self._recentred(features, base)
+            distances, angle, shift = self._search(parallel, features, references, shifts)
+            angles = (2 * np.pi / self.n_angles) * angle
+            moved = np.zeros((n, k, 2))
+            if len(shifts) > 1:
+                moved += base[:, None] + turned(shifts[shift], angles)
+                if self.n_refine > 0:
+                    refiner = Refiner(
+                        self.grid, references, features.n_ctf_orders, shifts, self.step, self.max_shift
+                    )
+                    self._refine(parallel, refiner, features, bias, base, shift, distances, angles, moved)
+            rows, labels = np.arange(n), (distances + bias).argmin(axis=1)
+            if local:
+                # An earlier pose that is not on the grids of this search has to be compared by itself.
+                turns = previous[1] * self.n_angles / (2 * np.pi)
+                off_grid = np.any(previous[2] != base, axis=1) | (np.abs(turns - np.rint(turns)) > 1e-6)
+                check = np.flatnonzero(off_grid)
+                label, turn, place = (p[check] for p in previous)
+                value = pose_scores(self.grid, features[check], references, label, turn, place - base[check])
+                value = np.maximum(features.norms[check] - 2 * value, 0)
+                kept = value + bias[label] < distances[check, labels[check]] + bias[labels[check]]
+                check, label = check[kept], label[kept]
+                labels[check], distances[check, label] = label, value[kept]
+                angles[check, label], moved[check, label] = turn[kept], place[kept]
+        best = [value[rows, labels].copy() for value in (angles, moved, distances)]
+        everything = (distances, angles, moved) if return_all else (None, None, None)
+        return InPlaneMatch(labels.astype(np.int32), *best, *everything)
+
+    def _search(self, parallel, features, references, shifts):
+        """Squared distance, index of the angle and index of the shift of every image in every class; (n, k)."""
+        n, k = len(features), len(references)
+        score = np.empty((n, k), dtype=np.float32)
+        angle, shift = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.int32)
+        plan = AnglePlan(self.grid, features.n_ctf_orders)
+        width = max(1, min(COLUMN_BLOCK // len(shifts), k))
+        for first in range(0, k, width):
+            columns = Columns(self.grid, plan, references, slice(first, min(first + width, k)), shifts)
+            parallel(
+                delayed(search_block)(plan, columns, features, block, score, angle, shift)
+                for block in _blocks(n, IMAGE_BLOCK)
             )
-            if len(shifts) > 1 and self.n_refine > 0:
-                refiner = Refiner(self.grid, references, n_ctf_orders, shifts, self.step, self.max_shift)
+        return np.maximum(features.norms[:, None] - 2 * score, 0), angle, shift
 
-                def refine(block):
-                    biased = distances[block] + bias
-                    classes = np.sort(np.argsort(biased, axis=1, kind="stable")[:, : self.n_refine], axis=1)
-                    candidates = [np.take_along_axis(a[block], classes, axis=1) for a in (angle, shift)]
-                    value, angles, moved = refiner.run(features[block], classes, *candidates, base[block])
-                    refined = np.maximum(features.norms[block, None] - 2 * value, 0)
-                    best = (refined + bias[classes]).argmin(axis=1)
-                    here = np.arange(len(best))
-                    labels[block] = classes[here, best]
-                    best_angle[block], best_shift[block] = angles[here, best], moved[here, best]
-                    np.put_along_axis(distances[block], classes, refined, axis=1)
+    def _refine(self, parallel, refiner, features, bias, base, shift, distances, angles, moved):
+        """Refine the best classes of every image in place: squared distances, angles and shifts, (n, k)."""
 
-                parallel(delayed(refine)(block) for block in _blocks(n, REFINE_BLOCK))
-        angles, best = 2 * np.pi / self.n_angles * best_angle, distances[rows, labels]
-        if local:
-            # An earlier pose that is not on the grids of this search has to be compared by itself.
-            turns = previous[1] * self.n_angles / (2 * np.pi)
-            off_grid = np.any(previous[2] != base, axis=1) | (np.abs(turns - np.rint(turns)) > 1e-6)
-            check = np.flatnonzero(off_grid)
-            earlier = [p[check] for p in previous]
-            with one_blas_thread():
-                value = pose_scores(
-                    self.grid, features[check], references, earlier[0], earlier[1], earlier[2] - base[check]
-                )
-            value = np.maximum(features.norms[check] - 2 * value, 0)
-            kept = value + bias[earlier[0]] < best[check] + bias[labels[check]]
-            check = check[kept]
-            labels[check], angles[check], best_shift[check] = (p[kept] for p in earlier)
-            best[check] = distances[check, labels[check]] = value[kept]
-        return InPlaneMatch(
-            labels.astype(np.int32), angles, best_shift, best, distances if return_all else None
-        )
+        def refine(block):
+            order = np.argsort(distances[block] + bias, axis=1, kind="stable")
+            classes = np.sort(order[:, : self.n_refine], axis=1)
+            rows = np.arange(block.start, block.stop)[:, None]
+            turns = np.rint(angles[rows, classes] * self.n_angles / (2 * np.pi)).astype(int)
+            places = shift[rows, classes]
+            value, turns, places = refiner.run(features[block], classes, turns, places, base[block])
+            distances[rows, classes] = np.maximum(features.norms[block, None] - 2 * value, 0)
+            angles[rows, classes] = (2 * np.pi / self.n_angles) * turns
+            moved[rows, classes] = places
+
+        parallel(delayed(refine)(block) for block in _blocks(len(features), REFINE_BLOCK))
 
     def pose_distances2(self, features, references, labels, angles, shifts):
         """Squared distances of images to given classes at given poses.

@@ -6,9 +6,9 @@ from ._polar_search import (
     filled_blocks,
     hexagonal_disc,
     power_orders,
-    rotate_vectors,
     shift_hartley,
     shift_phases,
+    turned,
 )
 
 __all__ = []
@@ -41,7 +41,7 @@ def pose_scores(grid, features, references, labels, angles, shifts):
     """Half of (squared norm of the image minus squared distance) at given classes and poses; (n,) float32."""
     n = len(features)
     score = np.empty(n, dtype=np.float32)
-    local = rotate_vectors(shifts, -angles)  # the shift in the frame of the average
+    local = turned(shifts, -angles)  # the shift in the frame of the average
     for part in filled_blocks(n, REFINE_BLOCK):
         hartley = references.hartley[:, :, labels[part]]
         moved = shift_hartley(hartley, *shift_phases(grid, local[part]))
@@ -141,7 +141,7 @@ class Refiner:
                 )
                 cross -= norms[:, :, None] / 2
             local = self.shifts[shift[:, j]][:, None] + self.fine
-            total = base[:, None, None] + _turn(local, radians[:, j])
+            total = base[:, None, None] + turned(local[:, None], radians[:, j, :, None])
             allowed = np.hypot(total[..., 0], total[..., 1]) <= self.max_shift + 1e-9
             cross[~allowed] = -np.inf
             best = cross.reshape(n, -1).argmax(axis=1)
@@ -150,10 +150,3 @@ class Refiner:
             best_angle[:, j] = tried[rows, j, o]
             shifts[:, j] = total[rows, o, t]
         return score, best_angle, shifts
-
-
-def _turn(vectors, angles):
-    """Vectors (n, m, 2) turned by each of the angles (n, a): (n, a, m, 2)."""
-    c, s = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None]
-    x, y = vectors[:, None, :, 0], vectors[:, None, :, 1]
-    return np.stack([c * x - s * y, s * x + c * y], axis=-1)

@@ -30,11 +30,11 @@ def one_blas_thread():
         yield
 
 
-def rotate_vectors(vectors, angles):
-    """Rot(angle) @ vector for every row; vectors (n, 2) as (x, y), angles (n,) in radians."""
+def turned(vectors, angles):
+    """Rot(angle) @ vector; vectors (..., 2) as (x, y), angles (...) in radians."""
     c, s = np.cos(angles), np.sin(angles)
-    x, y = vectors[:, 0], vectors[:, 1]
-    return np.stack([c * x - s * y, s * x + c * y], axis=1)
+    x, y = vectors[..., 0], vectors[..., 1]
+    return np.stack([c * x - s * y, s * x + c * y], axis=-1)
 
 
 def filled_blocks(n, size):

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..ctf import evaluate_ctf_polar
 from ._in_plane import InPlaneMatch
-from ._polar_search import rotate_vectors
+from ._polar_search import turned as turn_vectors
 
 __all__ = ["match_reference"]
 
@@ -54,7 +54,7 @@ def match_reference(matcher, images, class_averages, *, ctf=None, pixel_size=Non
         for index in range(matcher.n_angles):
             angle = 2 * np.pi * index / matcher.n_angles
             turned = transform(class_averages[label], angle)
-            for shift in rotate_vectors(
+            for shift in turn_vectors(
                 matcher.candidate_shifts, np.full(len(matcher.candidate_shifts), angle)
             ):
                 moved = turned * np.exp(-2j * np.pi * (kx * shift[0] + ky * shift[1]))
