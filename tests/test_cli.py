@@ -661,7 +661,7 @@ def test_time_left_is_an_upper_bound_from_the_mean():
     reporter.teardown(None, root)
     first, second = stream.getvalue().splitlines()
     assert first == "iteration 1 of at most 20, 30 s, at most 9 min 30 s left"
-    assert second == "iteration 2 of at most 20, 40 s, at most 6 min 00 s left"
+    assert second == "iteration 2 of at most 20, 40 s, at most 3 min 00 s left"
 
 
 def test_unknown_number_of_iterations_has_no_estimate():

@@ -11,7 +11,8 @@ class ProgressReporter:
     """scikit-learn callback that shows iterations and an estimate of the time left.
 
     A fit announces its tasks as a tree; the leaves are counted as iterations. The estimate takes the mean
-    time of the iterations seen so far for all that may come: a fit that converges ends earlier.
+    time of the iterations seen so far for all that may come: a fit that converges ends earlier. The first
+    iteration, which waits for the start to be made, counts only until there is another.
 
     Parameters
     ----------
@@ -46,6 +47,8 @@ class ProgressReporter:
         if context.parent is None or context.max_subtasks != 0:
             return
         self._done += 1
+        if self._done == 1:
+            self._first = self.clock() - self._start
         total = _leaves_at_most(context)
         inertia = getattr(fitted_estimator, "inertia_", None)
         if self._bar is not None:
@@ -70,7 +73,8 @@ class ProgressReporter:
             line += f", inertia {inertia:.5g}"
         line += f", {format_seconds(elapsed)}"
         if total is not None and total > self._done:
-            line += f", at most {format_seconds(elapsed / self._done * (total - self._done))} left"
+            each = (elapsed - self._first) / (self._done - 1) if self._done > 1 else self._first
+            line += f", at most {format_seconds(each * (total - self._done))} left"
         return line + "\n"
 
 
