@@ -436,7 +436,9 @@ def check_sample_weight(sample_weight: Any, X: Any, *, dtype: Any = None) -> np.
     sample_weight : ndarray of shape (n_images,)
     """
     n_images = num_images(X)
-    if np.ndim(sample_weight) == 1 and len(sample_weight) != n_images:
-        raise ValueError(f"sample_weight has {len(sample_weight)} entries but X has {n_images} images")
+    if np.iterable(sample_weight):
+        sample_weight = np.asarray(sample_weight)
+        if sample_weight.ndim == 1 and len(sample_weight) != n_images:
+            raise ValueError(f"sample_weight has {len(sample_weight)} entries but X has {n_images} images")
     rows = np.broadcast_to(np.float32(0), (n_images, 1))
     return _check_sample_weight(sample_weight, rows, dtype=dtype, ensure_non_negative=True)

@@ -13,6 +13,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 import skcryo
+from skcryo.cluster import RotInvWassersteinKMeans
 from skcryo.preprocessing import (
     Centerer,
     CircularMask,
@@ -66,6 +67,17 @@ def public_estimators():
         Case(PhaseFlipper(missing_ctf="ignore")),
         Case(Centerer()),
         Case(Flattener()),
+        Case(
+            RotInvWassersteinKMeans(2, n_angles=16, random_state=0),
+            order_matters=True,
+            grid={"n_clusters": [1, 2]},
+        ),
+        Case(
+            RotInvWassersteinKMeans(2, metric="w1", n_angles=16, random_state=0),
+            variant=True,
+            order_matters=True,
+            grid={"n_clusters": [1, 2]},
+        ),
     ]
 
 
@@ -77,6 +89,12 @@ def expected_failures(estimator):
     reasons = {
         NormalizeBackground: {
             "check_estimators_dtypes": "truncated to integers, one image is all zero, which is refused"
+        },
+        # As scikit-learn's own KMeans does.
+        RotInvWassersteinKMeans: {
+            "check_sample_weight_equivalence_on_dense_data": (
+                "k-means++ draws images by chance, and a repeated image is drawn otherwise than a heavy one"
+            )
         },
     }
     return reasons.get(type(estimator), {})

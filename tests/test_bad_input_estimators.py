@@ -18,6 +18,7 @@ from skcryo._validation import (
     rows_to_images,
     validate_stack,
 )
+from skcryo.cluster import RotInvWassersteinKMeans as KMeans
 from skcryo.ctf import make_ctf
 from skcryo.particles import ParticleStack
 from skcryo.preprocessing import (
@@ -202,6 +203,36 @@ SPECIFIC = {
         r"\(n_images, 12, 12\), got \(2, 16, 16\)",
     ),
     "use before fit": (lambda: NoiseWhitener().transform(images()), "not fitted yet"),
+    # k-means
+    "more clusters than images": (
+        lambda: KMeans(13).fit(images()),
+        "n_samples=12 should be >= n_clusters=13",
+    ),
+    "more clusters than images of positive weight": (
+        lambda: KMeans(3).fit(images(), sample_weight=[1, 1, *[0] * 10]),
+        "n_samples=2 should be >= n_clusters=3",
+    ),
+    "clusters of a fraction": (lambda: KMeans(2.5).fit(images()), "'n_clusters' parameter"),
+    "unknown metric": (lambda: KMeans(2, metric="w2").fit(images()), "'metric' parameter.*'w1'"),
+    "no angles": (lambda: KMeans(2, n_angles=0).fit(images()), "'n_angles' parameter"),
+    "balance beyond 1": (lambda: KMeans(2, balance=2.0).fit(images()), "'balance' parameter"),
+    "shifts of half the box": (lambda: KMeans(2, max_shift=6).fit(images()), "max_shift.*12 px, got 6"),
+    "first averages of another number": (lambda: KMeans(2, init=images(3)).fit(images()), "init"),
+    "first averages of another box": (lambda: KMeans(2, init=images(2, side=16)).fit(images()), "init"),
+    "CTF of other images in k-means": (
+        lambda: KMeans(2).fit(ParticleStack(images(), pixel_size=2.0), ctf=make_ctf(90)),
+        "CTF has 90 records but X has 12 images",
+    ),
+    "CTF without a pixel size in k-means": (lambda: KMeans(2).fit(images(), ctf=CTF), "pixel size"),
+    "weights of other images in k-means": (
+        lambda: KMeans(2).fit(images(), sample_weight=np.ones(90)),
+        "sample_weight has 90 entries but X has 12 images",
+    ),
+    "k-means of images that are not square": (
+        lambda: KMeans(2).fit(np.ones((3, 12, 10))),
+        "images of 12 x 10 pixels; RotInvWassersteinKMeans needs square images",
+    ),
+    "k-means before fit": (lambda: KMeans(2).predict(images()), "not fitted yet"),
     # functions behind them
     "constant image": (
         lambda: NormalizeBackground().fit_transform(np.concatenate([images(3), np.ones((1, 12, 12))])),

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 
+from skcryo.ctf import make_ctf
 from skcryo.fourier import rotate_images
 from skcryo.particles import ParticleStack
 from skcryo.preprocessing import Flattener
@@ -247,6 +248,30 @@ def test_fit_does_not_depend_on_the_order(case):
     images = make_images()
     other = clone(case.estimator).fit(images[::-1])
     assert_same(answers(other, images), answers(clone(case.estimator).fit(images), images), case.tolerance)
+
+
+@every_estimator
+def test_the_ctf_rides_on_the_stack_or_comes_by_keyword(case):
+    methods = [getattr(case.estimator, name) for name in ("fit", *METHODS) if hasattr(case.estimator, name)]
+    if not any("ctf" in inspect.signature(method).parameters for method in methods):
+        pytest.skip("asks for no CTF")
+    stack = ParticleStack(make_images(), pixel_size=4.0)
+    ctf = make_ctf(len(stack), defocus_u=np.linspace(6e3, 2e4, len(stack)))
+    other = make_ctf(len(stack), defocus_u=9e3)
+
+    def run(X, keywords):
+        estimator = clone(case.estimator)
+        asked = "ctf" in inspect.signature(estimator.fit).parameters
+        estimator.fit(X, **(keywords if asked else {}))
+        method = next(method for method in METHODS if hasattr(estimator, method))
+        return np.asarray(getattr(estimator, method)(X, **keywords))
+
+    riding = run(stack.replace(ctf=ctf), {})
+    assert run(stack, {"ctf": ctf}) == pytest.approx(riding)
+    # The keyword goes before what the stack carries, and neither is ignored.
+    assert run(stack.replace(ctf=other), {"ctf": ctf}) == pytest.approx(riding)
+    assert run(stack.replace(ctf=other), {}) != pytest.approx(riding)
+    assert run(stack, {}) != pytest.approx(riding)
 
 
 @every_estimator
