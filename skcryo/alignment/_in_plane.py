@@ -431,14 +431,15 @@ class PolarMatcher:
         return InPlaneMatch(labels.astype(np.int32), *best, *everything)
 
     def _search(self, parallel, features, references, shifts):
-        """Squared distance, index of the angle and index of the shift of every image in every class; (n, k)."""
+        """Squared distance, index of angle and index of shift of every image in every class; (n, k) each."""
         n, k = len(features), len(references)
         score = np.empty((n, k), dtype=np.float32)
         angle, shift = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.int32)
         plan = AnglePlan(self.grid, features.n_ctf_orders)
+        phases = shift_phases(self.grid, shifts)
         width = max(1, min(COLUMN_BLOCK // len(shifts), k))
         for first in range(0, k, width):
-            columns = Columns(self.grid, plan, references, slice(first, min(first + width, k)), shifts)
+            columns = Columns(self.grid, plan, references, slice(first, min(first + width, k)), phases)
             parallel(
                 delayed(search_block)(plan, columns, features, block, score, angle, shift)
                 for block in _blocks(n, IMAGE_BLOCK)

@@ -9,6 +9,7 @@ import scipy.fft
 import threadpoolctl
 
 from .._ext._polar import fold_max
+from ._polar_grid import BATCH
 
 __all__ = []
 
@@ -54,19 +55,18 @@ def hexagonal_disc(radius, spacing):
 
 
 def shift_phases(grid, shifts):
-    """Cosine and sine of the phase ``-2 pi k s`` on the polar grid; two (n_rings, n_theta, n) float32."""
-    along = (
-        np.cos(grid.half_angles)[:, None] * shifts[:, 0] + np.sin(grid.half_angles)[:, None] * shifts[:, 1]
-    )
+    """Cosine and sine of ``-2 pi k s`` on half of the polar grid; two (n_rings, n_theta / 2, n) float32."""
+    along = np.cos(grid.half_angles)[:, None] * shifts[:, 0]
+    along += np.sin(grid.half_angles)[:, None] * shifts[:, 1]
     phase = ((-2 * np.pi * grid.radii)[:, None, None] * along).astype(np.float32)
-    cosine, sine = np.cos(phase), np.sin(phase)
-    return np.concatenate([cosine, cosine], axis=1), np.concatenate([sine, -sine], axis=1)
+    return np.cos(phase), np.sin(phase)
 
 
 def shift_hartley(hartley, cosine, sine):
     """Polar functions of images moved by the shifts of :func:`shift_phases`."""
-    opposite = np.roll(hartley, hartley.shape[1] // 2, axis=1)
-    return hartley * cosine + opposite * sine
+    half = hartley.shape[1] // 2
+    front, back = hartley[:, :half], hartley[:, half:]
+    return np.concatenate([front * cosine + back * sine, back * cosine - front * sine], axis=1)
 
 
 def power_orders(hartley, n_orders):
@@ -128,22 +128,25 @@ class AnglePlan:
 
 
 class Columns:
-    """References of a block of classes at every shift, laid out for the products."""
+    """References of a block of classes at every shift, laid out for the products.
 
-    def __init__(self, grid, plan, references, classes, shifts):
+    Columns are ordered by shift, then class; `phases` are the :func:`shift_phases` of all shifts.
+    """
+
+    def __init__(self, grid, plan, references, classes, phases):
         self.classes = classes
         self.n_classes = classes.stop - classes.start
-        self.n_shifts = len(shifts)
+        self.n_shifts = phases[0].shape[2]
         self.half_norms = references.norms[classes] / 2
         hartley = references.hartley[:, :, classes]
         if self.n_shifts == 1:
             values = references.values[classes]
         else:
-            moved = []
-            for shift in shifts:
-                cosine, sine = shift_phases(grid, shift[None])
-                moved.append(grid.features(shift_hartley(hartley, cosine, sine)))
-            values = np.concatenate(moved)
+            shift, label = (i.ravel() for i in np.mgrid[: self.n_shifts, : self.n_classes])
+            values = np.empty((len(shift), grid.n_features), dtype=np.float32)
+            for rows in filled_blocks(len(shift), BATCH):
+                moved = shift_hartley(hartley[:, :, label[rows]], *(p[:, :, shift[rows]] for p in phases))
+                values[rows] = grid.features(moved)
         self.real = np.ascontiguousarray(values.T)
         self.imaginary = np.empty_like(self.real)
         self.imaginary[0::2] = -self.real[1::2]
