@@ -4,10 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from skcryo.alignment import PolarFeatures, PolarMatcher, match_reference
 from skcryo.ctf import apply_ctf, make_ctf
 from skcryo.fourier import rotate_images, shift_images
+from skcryo.particles import ParticleStack
 
 PIXEL_SIZE = 3.0
 
@@ -217,6 +219,10 @@ def test_result_depends_on_no_split(with_ctf):
     features, references = matcher.prepare(images, ctf, PIXEL_SIZE), matcher.references(averages)
     whole = matcher.match(features, references, return_all=True)
     threads = matcher.match(features, references, return_all=True, n_jobs=2)
+    with threadpool_limits(2, "blas"):
+        again = matcher.prepare(images, ctf, PIXEL_SIZE)
+        blas_threads = matcher.match(again, matcher.references(averages), return_all=True)
+    assert np.array_equal(again.values, features.values)
     parts = [slice(0, 70), slice(70, 71), slice(71, n)]
     prepared = [matcher.prepare(images[p], None if ctf is None else ctf[p], PIXEL_SIZE) for p in parts]
     joined = PolarFeatures.concatenate(prepared)
@@ -225,6 +231,7 @@ def test_result_depends_on_no_split(with_ctf):
     split = [matcher.match(features[p], references, return_all=True) for p in parts]
     for name in ("labels", "angles", "shifts", "distances2", "all_distances2", "all_angles", "all_shifts"):
         assert np.array_equal(getattr(threads, name), getattr(whole, name)), name
+        assert np.array_equal(getattr(blas_threads, name), getattr(whole, name)), name
         assert np.array_equal(np.concatenate([getattr(s, name) for s in split]), getattr(whole, name)), name
 
 
@@ -247,6 +254,14 @@ def test_features_slice_and_report_their_size():
     assert features.nbytes == features.values.nbytes + features.norms.nbytes
     assert features.nbytes < 6 * 16 * 16 * 4
     assert len(matcher.prepare(np.zeros((0, 16, 16)))) == 0
+
+
+def test_stacks_and_lists_are_images():
+    matcher = PolarMatcher(16, n_angles=12)
+    images = smooth_images(40, 16, 0)
+    wanted = matcher.prepare(images).values
+    for same in (ParticleStack(images), list(images), images.astype(np.float64)):
+        assert np.array_equal(matcher.prepare(same).values, wanted)
 
 
 def test_matcher_pickles_without_its_grid():

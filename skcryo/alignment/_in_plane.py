@@ -286,16 +286,16 @@ class PolarMatcher:
 
     # --------------------------------------------------------------- transforms
     def _batches(self, images, name):
-        images = np.asarray(images)
         L = int(self.image_size)
-        if images.ndim != 3 or images.shape[1:] != (L, L):
-            raise ValueError(f"{name} must have shape (n, {L}, {L}), got {images.shape}")
+        images = images if hasattr(images, "shape") else np.asarray(images)
+        if len(images.shape) != 3 or tuple(images.shape[1:]) != (L, L):
+            raise ValueError(f"{name} must have shape (n, {L}, {L}), got {tuple(images.shape)}")
         for start in range(0, len(images), BATCH):
             block = np.asarray(images[start : start + BATCH], dtype=np.float32)
+            part = slice(start, start + len(block))
             if len(block) < BATCH:
                 block = np.concatenate([block, np.zeros((BATCH - len(block), L, L), dtype=np.float32)])
-            with one_blas_thread():
-                yield slice(start, min(start + BATCH, len(images))), self.grid.transform(block)
+            yield part, self.grid.transform(block)
 
     def prepare(self, images, ctf=None, pixel_size=None):
         """Features of images, to be matched with references.
@@ -320,18 +320,19 @@ class PolarMatcher:
             ctf = validate_ctf(ctf, n)
             if pixel_size is None:
                 raise ValueError("pixel_size is needed with ctf, got None")
-        for part, half_plane in self._batches(images, "images"):
-            count = part.stop - part.start
-            hartley = grid.hartley(half_plane)
-            norms[part] = grid.squared_norms(hartley)[:count]
-            if ctf is not None:
-                transfer = evaluate_ctf_polar(ctf[part], grid.radii, grid.half_angles, pixel_size)
-                squared.append(_even_orders(transfer))
-                both = np.zeros((grid.n_rings, grid.n_theta, BATCH), dtype=np.float32)
-                both[:, : grid.n_theta // 2, :count] = transfer.transpose(1, 2, 0)
-                both[:, grid.n_theta // 2 :] = both[:, : grid.n_theta // 2]
-                hartley *= both
-            values[part] = grid.features(hartley)[:count]
+        with one_blas_thread():
+            for part, half_plane in self._batches(images, "images"):
+                count = part.stop - part.start
+                hartley = grid.hartley(half_plane)
+                norms[part] = grid.squared_norms(hartley)[:count]
+                if ctf is not None:
+                    transfer = evaluate_ctf_polar(ctf[part], grid.radii, grid.half_angles, pixel_size)
+                    squared.append(_even_orders(transfer))
+                    both = np.zeros((grid.n_rings, grid.n_theta, BATCH), dtype=np.float32)
+                    both[:, : grid.n_theta // 2, :count] = transfer.transpose(1, 2, 0)
+                    both[:, grid.n_theta // 2 :] = both[:, : grid.n_theta // 2]
+                    hartley *= both
+                values[part] = grid.features(hartley)[:count]
         if ctf is not None:
             orders = max((s.shape[2] for s in squared), default=1)
             together = np.zeros((n, grid.n_rings, orders), dtype=np.complex64)
@@ -355,12 +356,13 @@ class PolarMatcher:
         hartley = np.empty((grid.n_rings, grid.n_theta, k), dtype=np.float32)
         values = np.empty((k, grid.n_features), dtype=np.float32)
         norms = np.empty(k, dtype=np.float32)
-        for part, half_plane in self._batches(class_averages, "class_averages"):
-            count = part.stop - part.start
-            polar = grid.hartley(half_plane)
-            hartley[:, :, part] = polar[:, :, :count]
-            values[part] = grid.features(polar)[:count]
-            norms[part] = grid.squared_norms(polar)[:count]
+        with one_blas_thread():
+            for part, half_plane in self._batches(class_averages, "class_averages"):
+                count = part.stop - part.start
+                polar = grid.hartley(half_plane)
+                hartley[:, :, part] = polar[:, :, :count]
+                values[part] = grid.features(polar)[:count]
+                norms[part] = grid.squared_norms(polar)[:count]
         return PolarReferences(hartley, values, norms)
 
     # ------------------------------------------------------------------- search
