@@ -5,6 +5,7 @@ from numbers import Real
 import joblib
 import numpy as np
 
+from .._ext._emd import max_threads
 from ..particles import iter_chunks
 from ._emd import WaveletTransform
 from ._images import CHUNK
@@ -110,7 +111,7 @@ def rotation_invariant_distances(X, Y=None, *, metric="w1", n_angles=200, max_sh
     if not isinstance(max_shift, Real) or max_shift < 0:
         raise ValueError(f"max_shift must be a number of pixels, not negative, got {max_shift!r}")
     images, others, size = _pair(X, Y, "rotation_invariant_distances")
-    threads = None if n_jobs is None else joblib.effective_n_jobs(n_jobs)
+    threads = max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
     search = make_search(
         metric, size, n_angles=n_angles, max_shift=max_shift, lowpass=lowpass, is_image=True, n_threads=threads
     )

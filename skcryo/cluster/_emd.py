@@ -285,6 +285,7 @@ class EMDMatcher:
         self.n_threads = n_threads or _emd.max_threads()
         if shift_step is None:
             shift_step = 1 if size <= 64 else 2
+        self.shift_step = shift_step
         self.shifts = shift_grid(max_shift, shift_step)
         if mask_radius is None and size < 8:
             mask_radius = np.inf

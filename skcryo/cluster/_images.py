@@ -4,6 +4,7 @@ import numpy as np
 
 from .._validation import iter_finite_chunks, resolve_pixel_size
 from ..alignment import class_averages
+from ..particles import iter_chunks
 
 CHUNK = 192 * 2**20  # bytes of features at a time where they are not kept
 
@@ -19,11 +20,12 @@ class Images:
     ctf : structured array or None
     """
 
-    def __init__(self, estimator, stack, ctf, pixel_size=None):
+    def __init__(self, estimator, stack, ctf, pixel_size=None, n_threads=1):
         self.estimator = estimator
         self.stack = stack
         self.ctf = ctf
         self.pixel_size = pixel_size or resolve_pixel_size(stack, required_by=None if ctf is None else "a CTF")
+        self.n_threads = n_threads
         self.size = stack.shape[1]
         self.is_image = estimator.n_features_in_ == self.size**2
         self.dtype = np.float32 if self.is_image and self.size >= 8 else np.float64
@@ -33,7 +35,8 @@ class Images:
 
     def select(self, index):
         """Some of the images."""
-        return Images(self.estimator, self.stack[index], None if self.ctf is None else self.ctf[index], self.pixel_size)
+        ctf = None if self.ctf is None else self.ctf[index]
+        return Images(self.estimator, self.stack[index], ctf, self.pixel_size, self.n_threads)
 
     def features(self, search, limit=CHUNK):
         """Yield (slice, features) of all images, at most `limit` bytes of features at a time."""
@@ -43,13 +46,27 @@ class Images:
             chunks = iter_finite_chunks(part.stack, dtype=self.dtype)
             yield slice(start, start + len(part)), search.prepare(chunks, len(part), part.ctf, self.pixel_size)
 
+    def moved_back(self, search, shifts, limit=CHUNK):
+        """Yield (slice, whole-pixel shifts, features of images moved back by them)."""
+        known = np.rint(shifts)
+        per_chunk = max(int(limit // search.bytes_per_image(self.ctf)), 1)
+        for start in range(0, len(self), per_chunk):
+            part = self.select(slice(start, min(start + per_chunk, len(self))))
+            where = slice(start, start + len(part))
+            moves = -known[where].astype(int)
+            chunks = (
+                (inner, np.stack([np.roll(image, (y, x), axis=(0, 1)) for image, (x, y) in zip(pixels, moves[inner])]))
+                for inner, pixels in iter_chunks(part.stack, dtype=self.dtype)
+            )
+            yield where, known[where], search.prepare(chunks, len(part), part.ctf, self.pixel_size)
+
     def averages(self, labels, angles, shifts, n_classes, sample_weight=None):
         """Class averages (n_classes, L, L) of the aligned images, and their total weights."""
         if not self.is_image or self.size < 8:
             return self._plain_averages(labels, n_classes, sample_weight)
         return class_averages(
             self.stack, labels, angles, shifts, n_classes, ctf=self.ctf, pixel_size=self.pixel_size,
-            sample_weight=sample_weight,
+            sample_weight=sample_weight, n_jobs=self.n_threads,
         )
 
     def _plain_averages(self, labels, n_classes, sample_weight):

@@ -9,13 +9,14 @@ import numpy as np
 from ..alignment import synchronize_averages
 from ..fourier import shift_images
 from ..io import load_checkpoint, save_checkpoint
-from ._search import Found, join, make_search
+from ._search import Found, join
 from ._seeding import plus_plus_averages, random_averages
 
 _CACHE = 2**30  # bytes of features kept from one iteration to the next
 _GAP_SAMPLE = 256  # images on which the gap between best and second class is measured, for `balance`
 _RATE = 0.5  # of the gap: how far a class of e times its share is penalised in one iteration
 _RECENTER = 6  # iterations after which class averages that wandered off centre are moved back
+_FULL_SEARCHES = (0, 1, 4, 16, 64, 256)  # iterations that search all shifts
 _WARM_UP = 4  # iterations under a smoothed distance before those under "w1"
 _CHECKPOINT = "kmeans"
 
@@ -38,15 +39,17 @@ class Run:
 class Lloyd:
     """The fit of one estimator to some images."""
 
-    def __init__(self, estimator, data, weights, search, rng, progress):
+    def __init__(self, estimator, data, weights, make_search, rng, progress):
         self.est = estimator
         self.data = data
         self.weights = weights
-        self.search = search
+        self.make_search = make_search
+        self.search = make_search()
         self.rng = rng
         self.progress = progress
         self._cached = None
         self._gap_features = None
+        self._near = None
 
     def run(self):
         """All starts; the one of least inertia."""
@@ -67,7 +70,7 @@ class Lloyd:
     def _iterate(self, start, run, best):
         while not run.converged and run.n_iter < self.est.max_iter and not self.progress.stopped:
             with self.progress.step("iteration"):
-                found = self._find(self.search, run)
+                found = self._find_near(run) if self._looks_near(run) else self._find(self.search, run)
                 if run.found is not None and run.n_iter:
                     run.moved = float(np.average(found.labels != run.found.labels, weights=self.weights))
                 run.found = found
@@ -77,7 +80,7 @@ class Lloyd:
                 if not run.converged:
                     self._update(run)
                 self._save(start, run, best)
-        if not run.converged:
+        if not run.converged or self.search.shifts:
             run.found = self._find(self.search, run)
             self._record(run)
             run.curve.pop()
@@ -88,13 +91,31 @@ class Lloyd:
         run.curve.append(run.inertia)
 
     # -------------------------------------------------------------------------------------- a step
-    def _find(self, search, run, features=None):
+    def _find(self, search, run, near=False):
         parts = []
-        for where, part in self._features(search) if features is None else features:
+        for where, part in self._features(search):
             previous = None
             if run.found is not None:
                 previous = run.found.labels[where], run.found.angles[where], run.found.shifts[where]
-            parts.append(search.find(part, run.averages, bias=run.biases, previous=previous))
+            parts.append(search.find(part, run.averages, bias=run.biases, previous=previous, near=near))
+        return join(parts)
+
+    def _looks_near(self, run):
+        """Whether an iteration looks for shifts only around those known: all but a few and the last."""
+        return self.search.shifts and run.found is not None and run.n_iter not in _FULL_SEARCHES
+
+    def _find_near(self, run):
+        """As :meth:`_find`, with shifts only around those known."""
+        if self.search.reach_near is None:
+            return self._find(self.search, run, near=True)
+        if self._near is None:
+            self._near = self.make_search(max_shift=self.search.reach_near)
+        parts = []
+        for where, known, part in self.data.moved_back(self._near, run.found.shifts):
+            previous = run.found.labels[where], run.found.angles[where], np.zeros_like(known)
+            found = self._near.find(part, run.averages, bias=run.biases, previous=previous)
+            found.shifts += known
+            parts.append(found)
         return join(parts)
 
     def _features(self, search):
@@ -112,7 +133,7 @@ class Lloyd:
         averages, totals = self.data.averages(labels, found.angles, found.shifts, k, self.weights)
         averages[totals == 0] = run.averages[totals == 0]
         if self._recenters(run.n_iter):
-            averages = shift_images(averages, synchronize_averages(averages, totals))
+            averages = shift_images(averages, -synchronize_averages(averages, totals))
         if self.est.balance > 0 and k > 1:
             share = np.bincount(found.labels, weights=self.weights, minlength=k) * k / self.weights.sum()
             if run.n_iter & (run.n_iter - 1) == 0:  # iterations 1, 2, 4, 8, ...: it changes less and less
@@ -124,7 +145,7 @@ class Lloyd:
         run.averages = averages
 
     def _recenters(self, n_iter):
-        return self.est.max_shift > 0 and n_iter <= min(_RECENTER, self.est.max_iter - 1) and self.search.shifts
+        return self.search.shifts and n_iter <= min(_RECENTER, self.est.max_iter - 1)
 
     def _fill_empty(self, labels, k):
         """Labels in which each empty class took a random half of the largest one."""
@@ -163,10 +184,7 @@ class Lloyd:
             return Run(random_averages(data, self.weights, k, self.rng), biases)
         cheap = self.search
         if est.metric == "w1":
-            cheap = make_search(
-                "l2", data.size, n_angles=est.n_angles, max_shift=est.max_shift, lowpass="auto",
-                is_image=data.is_image, n_threads=self.search.n_threads,
-            )
+            cheap = self.make_search(metric="l2", lowpass="auto")
         averages = plus_plus_averages(
             data, self.weights, cheap, k, self.rng,
             n_sample=max(1000 if cheap.shifts else 2000, 20 * k), n_trials=1 if cheap.shifts else 2 + int(np.log(k)),
@@ -186,7 +204,7 @@ class Lloyd:
             )
             averages[totals == 0] = run.averages[totals == 0]
             if search.shifts:
-                averages = shift_images(averages, synchronize_averages(averages, totals))
+                averages = shift_images(averages, -synchronize_averages(averages, totals))
             run.averages = averages
 
     def _given_averages(self):

@@ -1,7 +1,9 @@
 """One face for the searches that the clusterer can use: which class average is an image closest to, and how turned.
 
 A search has ``prepare(chunks, n, ctf, pixel_size)``, which makes features of n images that come as (slice, pixels);
-``find(features, averages, ...)``; ``bytes_per_image`` of the features; and ``power``: the power of the costs that adds up
+``find(features, averages, ...)``, which with `near` looks for shifts only around the previous ones; ``bytes_per_image``
+of the features; whether it searches ``shifts``; ``reach_near`` (px), for a search that knows no `near` and is given
+images moved back by their known shifts instead; and ``power``: the power of the costs that adds up
 to the inertia (2 for distances, 1 where costs are squared distances already).
 """
 
@@ -41,9 +43,10 @@ class WassersteinSearch:
     power = 2
 
     def __init__(self, size, n_angles, max_shift, n_threads=None):
-        self.shifts = max_shift > 0
         self.n_threads = n_threads
         self.matcher = EMDMatcher(size, n_angles=n_angles, max_shift=max_shift, n_threads=n_threads)
+        self.shifts = len(self.matcher.shifts) > 1
+        self.reach_near = 1.5 * self.matcher.shift_step
 
     def prepare(self, chunks, n, ctf=None, pixel_size=None):
         return self.matcher.prepare_chunks(chunks, n, ctf, pixel_size)
@@ -52,7 +55,7 @@ class WassersteinSearch:
         m = self.matcher
         return 4 * (m.size**2 if len(m.shifts) > 1 else m.wavelets.row_length)
 
-    def find(self, features, averages, *, bias=None, previous=None, return_all=False):
+    def find(self, features, averages, *, bias=None, previous=None, return_all=False, near=False):
         m = self.matcher.match(features, averages, bias=bias, previous=previous, return_all=return_all)
         return Found(m.labels, m.angles, m.shifts, m.distances, m.all_distances)
 
@@ -63,8 +66,12 @@ class PolarSearch:
     power = 1
 
     def __init__(self, size, n_angles, max_shift, metric, lowpass, n_threads=None):
+        step = max(1.25, size / 50)
         self.shifts = max_shift > 0
-        self.matcher = PolarMatcher(size, n_angles=n_angles, metric=metric, lowpass=lowpass, max_shift=max_shift)
+        self.reach_near = None
+        self.matcher = PolarMatcher(
+            size, n_angles=n_angles, metric=metric, lowpass=lowpass, max_shift=max_shift, shift_step=step
+        )
         self.n_threads = n_threads
 
     def prepare(self, chunks, n, ctf=None, pixel_size=None):
@@ -77,9 +84,11 @@ class PolarSearch:
         grid = self.matcher.grid
         return 4 * grid.n_features + (0 if ctf is None else 64 * grid.n_rings)
 
-    def find(self, features, averages, *, bias=None, previous=None, return_all=False):
-        references = self.matcher.references(averages)
-        m = self.matcher.match(features, references, bias=bias, return_all=return_all, n_jobs=self.n_threads)
+    def find(self, features, averages, *, bias=None, previous=None, return_all=False, near=False):
+        m = self.matcher.match(
+            features, self.matcher.references(averages), bias=bias, previous=previous if near else None,
+            return_all=return_all, n_jobs=self.n_threads,
+        )
         return Found(m.labels, m.angles, m.shifts, m.distances2, m.all_distances2)
 
 
@@ -112,7 +121,7 @@ class FlatSearch:
     def bytes_per_image(self, ctf):
         return 16 * self.size**2
 
-    def find(self, features, averages, *, bias=None, previous=None, return_all=False):
+    def find(self, features, averages, *, bias=None, previous=None, return_all=False, near=False):
         averages = self._weigh(np.asarray(averages, np.float64))
         costs = np.stack([((features - average) ** 2).sum(1) for average in averages], axis=1)
         labels = (costs if bias is None else costs + bias).argmin(1).astype(np.int32)
@@ -120,7 +129,7 @@ class FlatSearch:
         return Found(labels, np.zeros(n), np.zeros((n, 2)), costs[np.arange(n), labels], costs if return_all else None)
 
 
-def make_search(metric, size, *, n_angles, max_shift, lowpass, is_image, n_threads=None):
+def make_search(*, metric, size, n_angles, max_shift, lowpass, is_image, n_threads=None):
     """The search for a metric; `is_image` is False for rows that are no square image."""
     if not is_image or size < SMALLEST_IMAGE:
         if metric == "w1":
@@ -128,4 +137,6 @@ def make_search(metric, size, *, n_angles, max_shift, lowpass, is_image, n_threa
         return FlatSearch(size, metric)
     if metric == "w1":
         return WassersteinSearch(size, n_angles, max_shift, n_threads)
+    if lowpass == "auto":
+        lowpass = size / (64 if metric == "l2" else 128)
     return PolarSearch(size, n_angles, max_shift, metric, lowpass, n_threads)
