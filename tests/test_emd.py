@@ -141,7 +141,8 @@ def test_search_is_exact_at_every_iteration(kind, seed, instruction_set):
         previous = found.labels, found.angles, found.shifts
         bias = rng.uniform(0, 0.02, 7) * np.median(found.distances)
         back = rotate_images(shift_images(images, -found.shifts), -found.angles)
-        centres = np.stack([back[found.labels == c].mean(0) if (found.labels == c).any() else centres[c] for c in range(7)])
+        members = [found.labels == c for c in range(7)]
+        centres = np.stack([back[m].mean(0) if m.any() else centre for m, centre in zip(members, centres)])
 
 
 def test_search_finds_known_rotations_and_shifts():

@@ -72,7 +72,12 @@ class PolarFeatures:
 
     @classmethod
     def concatenate(cls, parts):
-        """Features of several sets of images, one after the other."""
+        """Features of several sets of images, one after the other.
+
+        Parameters
+        ----------
+        parts : iterable of PolarFeatures
+        """
         parts = list(parts)
         with_ctf = {part.ctf_squared is not None for part in parts}
         if len(with_ctf) != 1:

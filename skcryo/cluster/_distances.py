@@ -113,7 +113,8 @@ def rotation_invariant_distances(X, Y=None, *, metric="w1", n_angles=200, max_sh
     images, others, size = _pair(X, Y, "rotation_invariant_distances")
     threads = max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
     search = make_search(
-        metric, size, n_angles=n_angles, max_shift=max_shift, lowpass=lowpass, is_image=True, n_threads=threads
+        metric=metric, size=size, n_angles=n_angles, max_shift=max_shift, lowpass=lowpass, is_image=True,
+        n_threads=threads,
     )
     targets = images if others is None else others
     per_chunk = max(int(CHUNK // search.bytes_per_image(None)), 1)

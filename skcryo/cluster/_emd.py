@@ -49,8 +49,8 @@ def disc_extent(size, radius=None):
 def wavelet_coefficients(images, *, wavelet=_WAVELET, n_levels=_LEVELS):
     """Weighted detail coefficients by PyWavelets: the slow, obvious form of equation 8.
 
-    Returns a list, coarsest level first, of arrays (n_images, 3, m, m); level s = 0, 1, ... counted from the coarsest is
-    weighted by 2**(-2 s). The approximation band carries no weight (as in the authors' program).
+    Returns a list, coarsest level first, of arrays (n_images, 3, m, m); level s = 0, 1, ... counted from the coarsest
+    is weighted by 2**(-2 s). The approximation band carries no weight (as in the authors' program).
     """
     images = np.asarray(images, np.float64)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""First class averages: rotation-invariant k-means++ (algorithm 2 of the Wasserstein k-means paper), or random images."""
+"""First class averages: k-means++ (algorithm 2 of the Wasserstein k-means paper), or random images."""
 
 import numpy as np
 

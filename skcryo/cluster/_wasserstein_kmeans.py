@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from .._ext._emd import max_threads
 from .._callback import CallbackSupportMixin, FitProgress
+from .._ext._emd import max_threads
 from .._validation import (
     Interval,
     StackTagsMixin,
@@ -21,7 +21,6 @@ from .._validation import (
     check_is_fitted,
     check_sample_weight,
     resolve_ctf,
-    resolve_pixel_size,
     validate_lazy,
 )
 from ._images import Images
@@ -62,13 +61,13 @@ class RotInvWassersteinKMeans(
     n_angles : int, default=200
         In-plane angles searched, equally spaced over a turn (the paper's number).
     max_shift : float or "auto", default="auto"
-        Largest in-plane shift searched, in pixels, jointly with class and angle. "auto": 7.1 % of the box, that is 5 % in
-        x and in y, as particles from automatic picking want. 0 is for centred images, as in the paper, and many times
-        faster.
+        Largest in-plane shift searched, in pixels, jointly with class and angle. "auto": 7.1 % of the box, that is 5 %
+        in x and in y, as particles from automatic picking want. 0 is for centred images, as in the paper, and many
+        times faster.
     lowpass : float, "auto" or None, default="auto"
         Standard deviation in pixels of the Gaussian that images are smoothed with where distances are "sobolev" or "l2"
-        ("w1" uses none). None: no smoothing. "auto": ``L / 128`` for "sobolev", ``L / 64`` for "l2", where images have L
-        pixels; chosen on simulated molecules at SNR 1/16 and flat around the best.
+        ("w1" uses none). None: no smoothing. "auto": ``L / 128`` for "sobolev", ``L / 64`` for "l2", where images have
+        L pixels; chosen on simulated molecules at SNR 1/16 and flat around the best.
     init : {"k-means++", "random"} or array-like of shape (n_clusters, L, L), default="k-means++"
         First class averages. "k-means++": rotation-invariant k-means++ with local trials, on at most
         ``max(2000, 20 * n_clusters)`` images under the smoothed distance, followed for "w1" by a few iterations under
@@ -132,11 +131,11 @@ class RotInvWassersteinKMeans(
     Pixels farther from the centre than the largest disc in the box do not count. Rows that are no square image, and
     images below 8 pixels, are compared pixel by pixel, without rotations, shifts or mask.
 
-    Where shifts are searched, iterations 1, 2, 5, 17, ... and the last search them all, and the others only those near the
-    shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
+    Where shifts are searched, iterations 1, 2, 5, 17, ... and the last search them all, and the others only those near
+    the shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
 
-    CTFs come from the argument `ctf`, else from the stack. For "sobolev" and "l2" the turned class average is multiplied
-    by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of nearly the same
+    CTFs come from the argument `ctf`, else from the stack. For "sobolev" and "l2" the turned class average is
+    multiplied by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of nearly the same
     defocus. Class averages are Wiener averages with every image's own CTF.
 
     An empty class takes over half of the largest class.
@@ -240,7 +239,7 @@ class RotInvWassersteinKMeans(
         used = np.flatnonzero(weights > 0)
         if len(used) < self.n_clusters:
             raise ValueError(
-                f"n_samples={len(used)} should be >= n_clusters={self.n_clusters}: n_clusters classes need as many images"
+                f"n_samples={len(used)} should be >= n_clusters={self.n_clusters}: so many classes need as many images"
                 + ("" if len(used) == len(stack) else " of positive weight")
             )
         fitted = data if len(used) == len(stack) else data.select(used)
@@ -259,8 +258,8 @@ class RotInvWassersteinKMeans(
         self.inertia_ = float((weights * costs**search.power).sum())
         if not run.converged:
             warnings.warn(
-                f"{type(self).__name__} did not settle within max_iter={self.max_iter} iterations: {run.moved:.1%} of the "
-                f"images changed class in the last one (tol={self.tol:.1%})",
+                f"{type(self).__name__} did not settle within max_iter={self.max_iter} iterations: {run.moved:.1%} of "
+                f"the images changed class in the last one (tol={self.tol:.1%})",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -334,7 +333,16 @@ class RotInvWassersteinKMeans(
         return found.labels, found.angles, found.shifts
 
     def fit_predict(self, X, y=None, *, ctf=None, sample_weight=None):
-        """Fit, and return the class of each image."""
+        """Fit, and return the class of each image.
+
+        Parameters
+        ----------
+        X, y, ctf, sample_weight : as in :meth:`fit`
+
+        Returns
+        -------
+        labels : ndarray of shape (n_images,), int32
+        """
         return self.fit(X, y, ctf=ctf, sample_weight=sample_weight).labels_
 
     def transform(self, X, *, ctf=None):
@@ -354,7 +362,16 @@ class RotInvWassersteinKMeans(
         return costs.astype(dtype)
 
     def fit_transform(self, X, y=None, *, ctf=None, sample_weight=None):
-        """Fit, and return the distances of the images to the class averages."""
+        """Fit, and return the distances of the images to the class averages.
+
+        Parameters
+        ----------
+        X, y, ctf, sample_weight : as in :meth:`fit`
+
+        Returns
+        -------
+        distances : ndarray of shape (n_images, n_clusters)
+        """
         return self.fit(X, y, ctf=ctf, sample_weight=sample_weight).transform(X, ctf=ctf)
 
     def score(self, X, y=None, *, ctf=None, sample_weight=None):

@@ -165,7 +165,12 @@ class StarTable:
         return new
 
     def without_columns(self, names):
-        """Copy without some columns."""
+        """Copy without some columns.
+
+        Parameters
+        ----------
+        names : collection of str
+        """
         new = self._copy({name: v for name, v in self._columns.items() if name not in names})
         new.image_file_index = self.image_file_index
         return new
@@ -209,6 +214,10 @@ class StarTable:
     @classmethod
     def concatenate(cls, tables):
         """One table of several with the same columns; optics groups are joined, and renumbered if need be.
+
+        Parameters
+        ----------
+        tables : list of StarTable
 
         Raises
         ------
