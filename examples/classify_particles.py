@@ -16,8 +16,9 @@ from skcryo.io import load_particles, save_images, save_particles, write_star
 from skcryo.metrics import view_coherence
 from skcryo.preprocessing import FourierDownsampler, NormalizeBackground
 
-N_PARTICLES = 300
+N_PARTICLES = 500
 BOX = 48
+PIXEL_SIZE = 320 / BOX  # Angstrom
 
 
 def main(folder):
@@ -27,8 +28,10 @@ def main(folder):
 
     # %%
     # Particles whose truth is known: random views of one molecule, with CTF, small shifts and noise.
-    molecule = make_molecule(BOX, random_state=0)
-    particles, truth = make_particles(molecule, N_PARTICLES, preset="ctf", snr=0.3, random_state=0)
+    molecule = make_molecule(BOX, voxel_size=PIXEL_SIZE, random_state=0)
+    particles, truth = make_particles(
+        molecule, N_PARTICLES, preset="ctf", snr=1.0, pixel_size=PIXEL_SIZE, random_state=0
+    )
     save_particles(
         folder / "particles.star", particles, images_path=folder / "particles.mrcs", overwrite=True
     )
@@ -40,13 +43,13 @@ def main(folder):
 
     # %%
     # The images carry their CTF and pixel size with them.
-    estimator = RotInvWassersteinKMeans(n_clusters=10, n_angles=60, max_shift=2, random_state=0).fit(images)
+    estimator = RotInvWassersteinKMeans(n_clusters=20, n_angles=72, random_state=0).fit(images)
 
     # %%
     # One picture, largest class first; the averages and a STAR file that RELION reads.
     display = ClassAveragesDisplay.from_estimator(estimator, pixel_size=images.pixel_size)
     display.figure_.savefig(folder / "montage.png", dpi=150)
-    save_images(folder / "class_averages.mrcs", estimator.class_averages_, images.pixel_size)
+    save_images(folder / "class_averages.mrcs", estimator.class_averages_, images.pixel_size, overwrite=True)
     write_star(
         folder / "classified.star",
         stack,

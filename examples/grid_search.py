@@ -15,12 +15,15 @@ from skcryo.preprocessing import FourierDownsampler, NormalizeBackground
 
 N_PARTICLES = 240
 BOX = 32
+PIXEL_SIZE = 320 / BOX  # Angstrom
 
 
 def main():
     """Search the metric and the box size; return the fitted search."""
-    molecule = make_molecule(BOX, random_state=0)
-    particles, truth = make_particles(molecule, N_PARTICLES, preset="paper", snr=0.5, random_state=0)
+    molecule = make_molecule(BOX, voxel_size=PIXEL_SIZE, random_state=0)
+    particles, truth = make_particles(
+        molecule, N_PARTICLES, preset="paper", snr=0.5, pixel_size=PIXEL_SIZE, random_state=0
+    )
 
     # %%
     # Every step is an estimator; parameters of a step are set by its name, two underscores and the
@@ -28,7 +31,7 @@ def main():
     model = make_pipeline(
         FourierDownsampler(24),
         NormalizeBackground(),
-        RotInvWassersteinKMeans(n_clusters=8, n_angles=40, max_iter=6, random_state=0),
+        RotInvWassersteinKMeans(n_clusters=8, n_angles=40, random_state=0),
     )
     grid = {
         "fourierdownsampler__box_size": [16, 24],

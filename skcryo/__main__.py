@@ -84,7 +84,7 @@ def make_parser():
         type=length,
         metavar="LENGTH",
         help="largest shift searched, in pixels of the input (6 or 6px) or Angstrom (8A); "
-        "0 for centred particles (default: 5%% of the box)",
+        "0 for centred particles and many times faster (default: 5%% of the box in x and in y)",
     )
     classify.add_argument(
         "--n-angles", type=integer(1), metavar="N", help="in-plane angles tried (default: 200)"

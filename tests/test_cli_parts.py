@@ -102,6 +102,8 @@ def test_help_tells_the_defaults_of_the_estimator():
     assert f"in-plane angles tried (default: {default.n_angles})" in text
     assert f"iterations at most (default: {default.max_iter})" in text
     assert f"{default.metric} (default; " in text
+    assert default.max_shift == "auto" and "(default: 5% of the box in x and in y)" in text
+    assert "5 % in x and in y" in " ".join(type(default).__doc__.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["classify2d", "--help"], ["demo", "--help"], ["--version"]])

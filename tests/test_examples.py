@@ -45,11 +45,11 @@ def test_classify_particles(tmp_path):
     coherence = runpy.run_path(str(EXAMPLES / "classify_particles.py"))["main"](tmp_path)
     names = ["class_averages.mrcs", "classified.star", "montage.png", "particles.mrcs", "particles.star"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert len(load_particles(tmp_path / "classified.star")) == 300
+    assert len(load_particles(tmp_path / "classified.star")) == 500
     labels = read_star(tmp_path / "classified.star").numbers("rlnClassNumber")
-    assert labels.min() >= 1 and labels.max() <= 10
-    # Classes drawn by lot would have a median of 90 degrees.
-    assert coherence.median < 70
+    assert labels.min() >= 1 and labels.max() <= 20
+    # Classes drawn by lot would have a median of 90 degrees; 20 perfect ones have about 25.
+    assert coherence.median < 45
 
 
 def test_grid_search():

@@ -20,8 +20,6 @@ IN_MEMORY = 2 * 2**30
 # A larger box is cropped in Fourier space to this one unless --downsample says otherwise: the cost of a
 # comparison grows with the area, and noisy images tell classes apart by coarse features.
 DEFAULT_BOX = 64
-# Share of the box that is searched for the particle's centre unless --max-shift says otherwise.
-DEFAULT_MAX_SHIFT = 0.05
 
 
 def run(args, argv):
@@ -84,8 +82,8 @@ class Settings:
             raise CommandError(
                 f"--downsample {self.working_box} is above the box of the input; at most {box} is wanted"
             )
-        self.max_shift = self._max_shift(args.max_shift, stack.pixel_size)
-        if self.max_shift >= box / 2:
+        self.max_shift = self._max_shift(args.max_shift, stack.pixel_size, default.max_shift)
+        if self.max_shift != "auto" and self.max_shift >= box / 2:
             raise CommandError(
                 f"--max-shift is {self.max_shift:g} pixels; less than half of the box of {box} is wanted"
             )
@@ -98,16 +96,14 @@ class Settings:
         if stack.pixel_size is None and (self.use_ctf or stack.metadata is None):
             raise CommandError("the input says no pixel size; --pixel-size in Angstrom is wanted")
 
-    def _max_shift(self, length, pixel_size):
+    def _max_shift(self, length, pixel_size, default):
         if length is None:
-            return DEFAULT_MAX_SHIFT * self.box
+            return default
         value, unit = length
         if unit == "px":
             return value
         if pixel_size is None:
-            raise CommandError(
-                "--max-shift is in Angstrom but the input has no pixel size; pixels are wanted"
-            )
+            raise CommandError("--max-shift is in Angstrom but the input has no pixel size; pixels are wanted")
         return value / pixel_size
 
     @property
@@ -121,7 +117,10 @@ class Settings:
             ("classes", self.n_classes),
             ("metric", self.metric),
             ("in-plane angles", self.n_angles),
-            ("largest shift", f"{self.max_shift:g} px of the input"),
+            (
+                "largest shift",
+                "5 % of the box in x and in y" if self.max_shift == "auto" else f"{self.max_shift:g} px of the input",
+            ),
             ("box", f"{self.box} px" + (f", classified at {self.working_box} px" if self.scale != 1 else "")),
             ("contrast", "inverted" if self.invert else "as in the input"),
             ("background of each image", "mean 0, standard deviation 1"),
@@ -139,7 +138,7 @@ class Settings:
             "--classes": self.n_classes,
             "--metric": self.metric,
             "--n-angles": self.n_angles,
-            "--max-shift": f"{self.max_shift:g} px",
+            "--max-shift": self.max_shift if self.max_shift == "auto" else f"{self.max_shift:g} px",
             "--downsample": self.working_box,
             "--invert": self.invert,
             "CTF": self.use_ctf,
@@ -252,7 +251,7 @@ def _fit(images, settings, args, folder, progress, clock):
         settings.n_classes,
         metric=settings.metric,
         n_angles=settings.n_angles,
-        max_shift=settings.max_shift / settings.scale,
+        max_shift="auto" if settings.max_shift == "auto" else settings.max_shift / settings.scale,
         max_iter=settings.max_iter,
         checkpoint_dir=folder.checkpoint / "fit",
         n_jobs=args.jobs,

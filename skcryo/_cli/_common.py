@@ -36,9 +36,7 @@ def note(text):
 
 def one_line(error):
     """Return the message of an error of a file or of an estimator as one line."""
-    text = (
-        f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-    )
+    text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -51,9 +49,7 @@ def integer(at_least):
         except ValueError:
             value = None
         if value is None or value < at_least:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} given; a whole number of at least {at_least} is wanted"
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} given; a whole number of at least {at_least} is wanted")
         return value
 
     return parse
@@ -85,9 +81,7 @@ def length(text):
     """Argparse type: a length as (number, unit), unit "px" or "A"; a bare number is in pixels."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(px|A|Å)?", text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} given; pixels (6 or 6px) or Angstrom (8A) are wanted, zero or more"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} given; pixels (6 or 6px) or Angstrom (8A) are wanted, zero or more")
     return float(match[1]), {"Å": "A", None: "px"}.get(match[2], match[2])
 
 
@@ -99,9 +93,7 @@ def class_numbers(text):
         first = int(match[1]) if match else 0
         last = int(match[2] or first) if match else 0
         if first < 1 or last < first or last > 10**6:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} given; class numbers from 1 such as 3,5,8 or 1-4,9 are wanted"
-            )
+            raise argparse.ArgumentTypeError(f"{text!r} given; class numbers from 1 such as 3,5,8 or 1-4,9 are wanted")
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 

@@ -35,9 +35,7 @@ def run(args, argv):
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"--output {folder} is a file; a folder is wanted")
     if (folder / OUTPUTS[-1]).exists() and not args.overwrite:
-        raise CommandError(
-            f"{folder} holds a finished demo; give --overwrite to replace it, or another --output"
-        )
+        raise CommandError(f"{folder} holds a finished demo; give --overwrite to replace it, or another --output")
     rotations = simulate(folder / "simulated", args.seed, quiet=args.quiet)
     estimator, paths = classify(
         Namespace(

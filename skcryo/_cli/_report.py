@@ -73,14 +73,10 @@ def render_report(*, title, summary, averages, counts, history, sections, warnin
     if history:
         parts.append("<h2>Convergence</h2>" + _line_chart(history))
     if next_steps:
-        items = "".join(
-            f"<li>{text(what)}: <code>{text(command)}</code></li>" for what, command in next_steps
-        )
+        items = "".join(f"<li>{text(what)}: <code>{text(command)}</code></li>" for what, command in next_steps)
         parts.append(f"<h2>Going on</h2><ul>{items}</ul>")
     for heading, rows in sections:
-        body = "".join(
-            f"<tr><td>{text(str(name))}</td><td>{text(str(value))}</td></tr>" for name, value in rows
-        )
+        body = "".join(f"<tr><td>{text(str(name))}</td><td>{text(str(value))}</td></tr>" for name, value in rows)
         parts.append(f"<h2>{text(heading)}</h2><table>{body}</table>")
     parts.append("</body></html>\n")
     return "\n".join(parts)
@@ -110,12 +106,7 @@ def encode_png(grey):
     # Each row starts with the number of its filter: 0, none.
     rows = np.concatenate([np.zeros((height, 1), np.uint8), grey], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows, 9))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
 def _bar_chart(counts, numbers):
@@ -151,8 +142,7 @@ def _line_chart(history):
     y = top + (height - bottom - top) * (high - inertia) / max(high - low, np.finfo(float).tiny)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
     dots = "".join(
-        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#4c78a8">'
-        f"<title>iteration {n}: {v:.6g}</title></circle>"
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#4c78a8"><title>iteration {n}: {v:.6g}</title></circle>'
         for a, b, (n, v) in zip(x, y, history)
     )
     return (

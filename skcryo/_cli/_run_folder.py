@@ -71,14 +71,8 @@ class RunFolder:
             )
         present = [name for name in OUTPUTS if (self.path / name).exists()]
         if present and not overwrite:
-            what = (
-                "a finished run"
-                if "run.json" in present
-                else f"{present[0]}, which is no run of this program"
-            )
-            raise CommandError(
-                f"{self.path} holds {what}; give --overwrite to replace it, or another --output"
-            )
+            what = "a finished run" if "run.json" in present else f"{present[0]}, which is no run of this program"
+            raise CommandError(f"{self.path} holds {what}; give --overwrite to replace it, or another --output")
         return "fresh"
 
     def begin(self, state):

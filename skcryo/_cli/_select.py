@@ -29,8 +29,7 @@ def run(args, argv):
         table = stack.metadata
         if table is None or "rlnClassNumber" not in table:
             raise CommandError(
-                f"{args.particles[0]} has no column rlnClassNumber; "
-                "the particles.star of a finished run is wanted"
+                f"{args.particles[0]} has no column rlnClassNumber; the particles.star of a finished run is wanted"
             )
         numbers = table.numbers("rlnClassNumber")
         for wanted in args.select:
