@@ -135,8 +135,8 @@ class RotInvWassersteinKMeans(
     the shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
 
     CTFs come from the argument `ctf`, else from the stack. For "sobolev" and "l2" the turned class average is
-    multiplied by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of nearly the same
-    defocus. Class averages are Wiener averages with every image's own CTF.
+    multiplied by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of
+    nearly the same defocus. Class averages are Wiener averages with every image's own CTF.
 
     An empty class takes over half of the largest class.
 
