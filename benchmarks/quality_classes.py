@@ -1,10 +1,10 @@
 """Quality of 2-D classes: within-class viewing angles for every metric, start and preset.
 
-    python benchmarks/quality_classes.py --volume ribosome_70s_65.mrc --jobs 2 --output benchmarks/results/quality_classes.csv
+    python benchmarks/quality_classes.py --volume ribosome_70s_65.mrc --output benchmarks/results/quality_classes.csv
 
-Two asymmetric molecules under the standard spectrum (a 70S ribosome map, resampled to 128 px, and `make_molecule`), three
-seeds each, 2000 images of 128 px, 40 classes, SNR as mean square over all pixels (equation 10 of the Wasserstein k-means
-paper). Settings were chosen on other seeds (101-103) of other molecules (`make_molecule` 5 and 7).
+Two asymmetric molecules under the standard spectrum (a 70S ribosome map, resampled to 128 px, and `make_molecule`),
+three seeds each, 2000 images of 128 px, 40 classes, SNR as mean square over all pixels (equation 10 of the Wasserstein
+k-means paper). Settings were chosen on other seeds (101-103) of other molecules (`make_molecule` 5 and 7).
 """
 
 import argparse

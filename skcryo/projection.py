@@ -141,7 +141,16 @@ class VolumeProjector:
         self._points, self._targets = _half_points(self.L, self.max_frequency)
 
     def half_spectra(self, rotations):
-        """Central slices about the centre of the volume, in the layout of ``rfft2``; complex64."""
+        """Central slices about the centre of the volume, in the layout of ``rfft2``.
+
+        Parameters
+        ----------
+        rotations : array-like of shape (n, 3, 3)
+
+        Returns
+        -------
+        spectra : ndarray of shape (n, L, L // 2 + 1), complex64
+        """
         out = np.zeros((len(rotations), self.L, self.L // 2 + 1), dtype=np.complex64)
         gather(
             self._grid,
@@ -156,7 +165,16 @@ class VolumeProjector:
         return out
 
     def project(self, rotations, *, shifts=None, ctf=None, pixel_size=1.0):
-        """Projections, see :func:`project`."""
+        """Projections.
+
+        Parameters
+        ----------
+        rotations, shifts, ctf, pixel_size : as in :func:`project`
+
+        Returns
+        -------
+        images : ndarray of shape (n, L, L), float32
+        """
         rotations, shifts, ctf, pixel_size = _check_poses(rotations, shifts, ctf, pixel_size)
         L = self.L
         out = np.empty((len(rotations), L, L), dtype=np.float32)

@@ -29,6 +29,17 @@ def match_reference(matcher, images, class_averages, *, ctf=None, pixel_size=Non
     Returns
     -------
     InPlaneMatch
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.alignment import PolarMatcher, match_reference
+    >>> images = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)
+    >>> matcher = PolarMatcher(16, n_angles=8, n_refine=0)
+    >>> slow = match_reference(matcher, images, images)
+    >>> fast = matcher.match(matcher.prepare(images), matcher.references(images))
+    >>> slow.labels.tolist(), bool((slow.angles == fast.angles).all())
+    ([0, 1, 2], True)
     """
     grid, L = matcher.grid, int(matcher.image_size)
     azimuths = 2 * np.pi * np.arange(grid.n_theta) / grid.n_theta

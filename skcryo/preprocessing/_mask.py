@@ -28,6 +28,14 @@ def mask_images(images, mask, *, fill="zero"):
     -------
     images : ndarray of shape (n_images, height, width)
         float32 or float64, as `images`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.preprocessing import mask_images
+    >>> mask_images(np.full((1, 2, 2), 3.0), np.array([[1.0, 0.0], [0.5, 1.0]]))[0]
+    array([[3. , 0. ],
+           [1.5, 3. ]])
     """
     images = np.asarray(images)
     dtype = np.float64 if images.dtype == np.float64 else np.float32

@@ -35,6 +35,16 @@ def normalize_background(images, *, radius=None, ramp=False, index=None):
     ------
     ValueError
         If the background of an image is constant; names its index.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.preprocessing import normalize_background
+    >>> images = 5 + 2 * np.random.default_rng(0).normal(size=(1, 32, 32))
+    >>> outside = np.hypot(*np.mgrid[-16:16, -16:16]) > 12
+    >>> background = normalize_background(images, radius=12)[0][outside]
+    >>> bool(abs(background.mean()) < 0.05), round(float(background.std()), 1)
+    (True, 1.0)
     """
     images = np.asarray(images)
     dtype = np.float64 if images.dtype == np.float64 else np.float32

@@ -29,6 +29,20 @@ def flip_phases(images, ctf, pixel_size):
     -------
     images : ndarray of shape (n_images, L, L)
         float32 or float64, as `images`.
+
+    Examples
+    --------
+    What the CTF turned over is turned back; what it took away stays away:
+
+    >>> import numpy as np
+    >>> from skcryo.ctf import apply_ctf, make_ctf
+    >>> from skcryo.preprocessing import flip_phases
+    >>> images = np.zeros((1, 32, 32))
+    >>> images[0, 16, 16] = 1
+    >>> ctf = make_ctf(1, defocus_u=15000.0, defocus_v=15000.0, voltage=300.0, cs=2.7)
+    >>> seen = apply_ctf(images, ctf, 4.0)
+    >>> bool(flip_phases(seen, ctf, 4.0)[0, 16, 16] > abs(seen[0, 16, 16]))
+    True
     """
     images = np.asarray(images)
     images = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)

@@ -230,6 +230,14 @@ def whiten_images(images, spectrum, *, inverse=False):
     -------
     images : ndarray of shape (n_images, height, width)
         float32 or float64, as `images`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.preprocessing import whiten_images
+    >>> images = 3 * np.random.default_rng(0).normal(size=(10, 32, 32))
+    >>> round(float(whiten_images(images, np.full(17, 9.0)).std()), 1)
+    1.0
     """
     images = np.asarray(images)
     images = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
