@@ -215,8 +215,9 @@ def ctf_groups(ctf, size, pixel_size, *, tolerance=0.2, frequency=0.125):
     """Images whose CTFs are so alike that one radial curve serves them all.
 
     Two CTFs share a group when voltage, Cs, amplitude contrast, phase shift, B-factor and scale agree and the phases
-    (at `frequency` cycles a pixel) differ from the group's by at most `tolerance` radians. Astigmatism is averaged out
-    here (the class averages use it in full).
+    (at `frequency` cycles a pixel) differ from the group's by at most `tolerance` radians. The groups lie on a fixed
+    grid of defocus, so that the curve of an image does not depend on the other images. Astigmatism is averaged out here
+    (the class averages use it in full).
 
     Returns
     -------
@@ -232,8 +233,7 @@ def ctf_groups(ctf, size, pixel_size, *, tolerance=0.2, frequency=0.125):
     _, first, groups = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     groups = groups.ravel()
     representative = ctf[first].copy()
-    mean = np.bincount(groups, weights=defocus) / np.bincount(groups)
-    representative["defocus_u"] = representative["defocus_v"] = mean
+    representative["defocus_u"] = representative["defocus_v"] = ((bins + 0.5) * step)[first]
     radii = np.arange(int(np.ceil(size / np.sqrt(2))) + 2) / size
     return groups, np.asarray(evaluate_ctf_radial(representative, radii, pixel_size), np.float32)
 

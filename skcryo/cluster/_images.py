@@ -38,18 +38,18 @@ class Images:
         ctf = None if self.ctf is None else self.ctf[index]
         return Images(self.estimator, self.stack[index], ctf, self.pixel_size, self.n_threads)
 
-    def features(self, search, limit=CHUNK):
-        """Yield (slice, features) of all images, at most `limit` bytes of features at a time."""
-        per_chunk = max(int(limit // search.bytes_per_image(self.ctf)), 1)
+    def features(self, search, limit=None):
+        """Yield (slice, features) of all images, at most `limit` bytes of features at a time (None: `CHUNK`)."""
+        per_chunk = max(int((limit or CHUNK) // search.bytes_per_image(self.ctf)), 1)
         for start in range(0, len(self), per_chunk):
             part = self.select(slice(start, min(start + per_chunk, len(self))))
             chunks = iter_finite_chunks(part.stack, dtype=self.dtype)
             yield slice(start, start + len(part)), search.prepare(chunks, len(part), part.ctf, self.pixel_size)
 
-    def moved_back(self, search, shifts, limit=CHUNK):
+    def moved_back(self, search, shifts):
         """Yield (slice, whole-pixel shifts, features of images moved back by them)."""
         known = np.rint(shifts)
-        per_chunk = max(int(limit // search.bytes_per_image(self.ctf)), 1)
+        per_chunk = max(int(CHUNK // search.bytes_per_image(self.ctf)), 1)
         for start in range(0, len(self), per_chunk):
             part = self.select(slice(start, min(start + per_chunk, len(self))))
             where = slice(start, start + len(part))
