@@ -106,12 +106,14 @@ class Lloyd:
 
     def _find_near(self, run):
         """As :meth:`_find`, with shifts only around those known."""
-        if self.search.reach_near is None:
+        step = self.search.near_step
+        if step is None:
             return self._find(self.search, run, near=True)
         if self._near is None:
-            self._near = self.make_search(max_shift=self.search.reach_near)
+            self._near = self.make_search(max_shift=1.5 * step)
+        centres = _shortened(run.found.shifts, self.search.max_shift - step)
         parts = []
-        for where, known, part in self.data.moved_back(self._near, run.found.shifts):
+        for where, known, part in self.data.moved_back(self._near, centres):
             previous = run.found.labels[where], run.found.angles[where], np.zeros_like(known)
             found = self._near.find(part, run.averages, bias=run.biases, previous=previous)
             found.shifts += known
@@ -288,3 +290,9 @@ class Lloyd:
                 inertia=np.inf if inertia is None else inertia, **about,
             )
         return info["start"], runs.get("current"), runs.get("best")
+
+
+def _shortened(shifts, longest):
+    """Shifts no longer than `longest`; those that were are whole pixels then."""
+    length = np.hypot(shifts[:, 0], shifts[:, 1])[:, None]
+    return np.where(length > longest, np.trunc(shifts * (longest / np.maximum(length, 1e-12))), shifts)

@@ -2,9 +2,9 @@
 
 A search has ``prepare(chunks, n, ctf, pixel_size)``, which makes features of n images that come as (slice, pixels);
 ``find(features, averages, ...)``, which with `near` looks for shifts only around the previous ones; ``bytes_per_image``
-of the features; whether it searches ``shifts``; ``reach_near`` (px), for a search that knows no `near` and is given
-images moved back by their known shifts instead; and ``power``: the power of the costs that adds up
-to the inertia (2 for distances, 1 where costs are squared distances already).
+of the features; whether it searches ``shifts``, up to ``max_shift`` (px); ``near_step`` (px), the spacing of shifts of
+a search that knows no `near` and is given images moved back by their known shifts instead; and ``power``: the power of
+the costs that adds up to the inertia (2 for distances, 1 where costs are squared distances already).
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class WassersteinSearch:
         self.n_threads = n_threads
         self.matcher = EMDMatcher(size, n_angles=n_angles, max_shift=max_shift, n_threads=n_threads)
         self.shifts = len(self.matcher.shifts) > 1
-        self.reach_near = 1.5 * self.matcher.shift_step
+        self.max_shift = max_shift
+        self.near_step = self.matcher.shift_step
 
     def prepare(self, chunks, n, ctf=None, pixel_size=None):
         return self.matcher.prepare_chunks(chunks, n, ctf, pixel_size)
@@ -68,7 +69,8 @@ class PolarSearch:
     def __init__(self, size, n_angles, max_shift, metric, lowpass, n_threads=None):
         step = max(1.25, size / 50)
         self.shifts = max_shift > 0
-        self.reach_near = None
+        self.max_shift = max_shift
+        self.near_step = None
         self.matcher = PolarMatcher(
             size, n_angles=n_angles, metric=metric, lowpass=lowpass, max_shift=max_shift, shift_step=step
         )
