@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..alignment import synchronize_averages
+from ..alignment._polar_search import turned
 from ..fourier import shift_images
 from ..io import load_checkpoint, save_checkpoint
 from ._search import Found, join
@@ -16,6 +17,7 @@ _CACHE = 2**30  # bytes of features kept from one iteration to the next
 _GAP_SAMPLE = 256  # images on which the gap between best and second class is measured, for `balance`
 _RATE = 0.5  # of the gap: how far a class of e times its share is penalised in one iteration
 _RECENTER = 6  # iterations after which class averages that wandered off centre are moved back
+_OFF_CENTRE = 0.5  # of the shifts searched: how far that may move the images of a class on average
 _FULL_SEARCHES = (0, 1, 4, 16, 64, 256)  # iterations that search all shifts
 _WARM_UP = 4  # iterations under a smoothed distance before those under "w1"
 _CHECKPOINT = "kmeans"
@@ -135,7 +137,7 @@ class Lloyd:
         averages, totals = self.data.averages(labels, found.angles, found.shifts, k, self.weights)
         averages[totals == 0] = run.averages[totals == 0]
         if self._recenters(run.n_iter):
-            averages = shift_images(averages, -synchronize_averages(averages, totals))
+            averages = self._recentred(self.search, averages, totals, labels, found)
         if self.est.balance > 0 and k > 1:
             share = np.bincount(found.labels, weights=self.weights, minlength=k) * k / self.weights.sum()
             if run.n_iter & (run.n_iter - 1) == 0:  # iterations 1, 2, 4, 8, ...: it changes less and less
@@ -147,7 +149,17 @@ class Lloyd:
         run.averages = averages
 
     def _recenters(self, n_iter):
-        return self.search.shifts and n_iter <= min(_RECENTER, self.est.max_iter - 1)
+        return self.search.shifts and n_iter <= min(_RECENTER, self.est.max_iter - 2)
+
+    def _recentred(self, search, averages, totals, labels, found):
+        """Class averages moved back to one centre, but none so far that its images leave the shifts searched."""
+        offsets = synchronize_averages(averages, totals)
+        own = turned(found.shifts, -found.angles)  # shifts in the frame of the class average
+        mean = np.stack([np.bincount(labels, self.weights * part, len(averages)) for part in own.T], axis=1)
+        mean /= np.maximum(totals, 1e-30)[:, None]
+        length = np.hypot(*(mean + offsets).T)[:, None]
+        offsets = (mean + offsets) * np.minimum(1, _OFF_CENTRE * search.max_shift / np.maximum(length, 1e-12)) - mean
+        return shift_images(averages, -offsets)
 
     def _fill_empty(self, labels, k):
         """Labels in which each empty class took a random half of the largest one."""
@@ -201,12 +213,12 @@ class Lloyd:
         k = len(run.averages)
         for _ in range(_WARM_UP):
             run.found = self._find(search, run)
-            averages, totals = self.data.averages(
-                self._fill_empty(run.found.labels, k), run.found.angles, run.found.shifts, k, self.weights
-            )
+            found = run.found
+            labels = self._fill_empty(found.labels, k)
+            averages, totals = self.data.averages(labels, found.angles, found.shifts, k, self.weights)
             averages[totals == 0] = run.averages[totals == 0]
             if search.shifts:
-                averages = shift_images(averages, -synchronize_averages(averages, totals))
+                averages = self._recentred(search, averages, totals, labels, found)
             run.averages = averages
 
     def _given_averages(self):
