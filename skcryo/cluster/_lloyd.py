@@ -77,7 +77,7 @@ class Lloyd:
                     run.moved = float(np.average(found.labels != run.found.labels, weights=self.weights))
                 run.found = found
                 self._record(run)
-                run.converged = run.n_iter > 0 and run.moved <= self.est.tol and not self._recenters(run.n_iter)
+                run.converged = run.n_iter > 0 and self._settled(run)
                 run.n_iter += 1
                 if not run.converged:
                     self._update(run)
@@ -86,6 +86,12 @@ class Lloyd:
             run.found = self._find(self.search, run)
             self._record(run)
             run.curve.pop()
+
+    def _settled(self, run):
+        """Whether the classes are what they were; not while one is empty, unless filling it has changed nothing."""
+        if self._recenters(run.n_iter) or run.moved > self.est.tol:
+            return False
+        return run.moved == 0 or bool(np.bincount(run.found.labels, minlength=len(run.averages)).all())
 
     def _record(self, run):
         costs = np.asarray(run.found.costs, np.float64)
@@ -133,13 +139,13 @@ class Lloyd:
 
     def _update(self, run):
         k, found = len(run.averages), run.found
-        labels = self._fill_empty(found.labels, k)
+        labels = self._fill_empty(found.labels, run.biases)
         averages, totals = self.data.averages(labels, found.angles, found.shifts, k, self.weights)
         averages[totals == 0] = run.averages[totals == 0]
         if self._recenters(run.n_iter):
             averages = self._recentred(self.search, averages, totals, labels, found)
         if self.est.balance > 0 and k > 1:
-            share = np.bincount(found.labels, weights=self.weights, minlength=k) * k / self.weights.sum()
+            share = totals * k / self.weights.sum()
             if run.n_iter & (run.n_iter - 1) == 0:  # iterations 1, 2, 4, 8, ...: it changes less and less
                 run.gap = self._gap(run)
             step = self.est.balance * run.gap * np.log((share + 0.1) / 1.1)
@@ -161,10 +167,10 @@ class Lloyd:
         offsets = (mean + offsets) * np.minimum(1, _OFF_CENTRE * search.max_shift / np.maximum(length, 1e-12)) - mean
         return shift_images(averages, -offsets)
 
-    def _fill_empty(self, labels, k):
-        """Labels in which each empty class took a random half of the largest one."""
+    def _fill_empty(self, labels, biases):
+        """Labels in which each empty class took a random half of the largest one, and its bias."""
         labels = labels.copy()
-        counts = np.bincount(labels[self.weights > 0], minlength=k)
+        counts = np.bincount(labels, minlength=len(biases))
         for empty in np.flatnonzero(counts == 0):
             largest = int(counts.argmax())
             members = np.flatnonzero(labels == largest)
@@ -172,6 +178,7 @@ class Lloyd:
                 break
             half = self.rng.permutation(members)[: len(members) // 2]
             labels[half] = empty
+            biases[empty] = biases[largest]  # else all images of both would go to one of them
             counts[empty], counts[largest] = len(half), len(members) - len(half)
         return labels
 
@@ -214,7 +221,7 @@ class Lloyd:
         for _ in range(_WARM_UP):
             run.found = self._find(search, run)
             found = run.found
-            labels = self._fill_empty(found.labels, k)
+            labels = self._fill_empty(found.labels, run.biases)
             averages, totals = self.data.averages(labels, found.angles, found.shifts, k, self.weights)
             averages[totals == 0] = run.averages[totals == 0]
             if search.shifts:
