@@ -1,5 +1,6 @@
 """Lloyd's iteration of rotation-invariant k-means: starts, balancing, empty classes, checkpoints."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Lloyd:
         self.make_search = make_search
         self.search = make_search()
         self.rng = rng
+        self._first_state = rng.get_state()
         self.progress = progress
         self._cached = None
         self._gap_features = None
@@ -63,10 +65,10 @@ class Lloyd:
             self._iterate(start, current, best)
             if best is None or current.inertia < best.inertia:
                 best = current
+            if self.progress.stopped:
+                break  # and leave the checkpoint as it is: another fit goes on where this one was stopped
             start, current = start + 1, None
             self._save(start, current, best)
-            if self.progress.stopped:
-                break
         return best
 
     def _iterate(self, start, run, best):
@@ -244,9 +246,12 @@ class Lloyd:
         return given
 
     # ---------------------------------------------------------------------------------- checkpoints
+    @functools.cached_property
     def _fingerprint(self):
         """What a checkpoint must share with this fit: parameters, images (some of them, all counted), CTFs, weights."""
         params = self.est.get_params(deep=False)
+        if isinstance(self.est.random_state, np.random.RandomState):
+            params["random_state"] = [np.asarray(part).tolist() for part in self._first_state]
         given = params.pop("init")
         for name in ("n_jobs", "checkpoint_dir"):
             params.pop(name)
@@ -278,7 +283,7 @@ class Lloyd:
         _, keys, position, has_gauss, gauss = self.rng.get_state()
         arrays["rng_keys"] = keys
         info = {
-            "fingerprint": self._fingerprint(), "start": start, "runs": runs,
+            "fingerprint": self._fingerprint, "start": start, "runs": runs,
             "rng": [int(position), int(has_gauss), float(gauss)],
         }
         save_checkpoint(self.est.checkpoint_dir, _CHECKPOINT, arrays, info)
@@ -291,7 +296,7 @@ class Lloyd:
         if saved is None:
             return 0, None, None
         arrays, info = saved
-        if info["fingerprint"] != self._fingerprint():
+        if info["fingerprint"] != self._fingerprint:
             raise ValueError(
                 f"checkpoint_dir={self.est.checkpoint_dir!r} holds a fit of other images or parameters; "
                 f"name another folder or remove that one"

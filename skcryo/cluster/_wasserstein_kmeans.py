@@ -82,8 +82,8 @@ class RotInvWassersteinKMeans(
         How far classes are kept even, 0 (not at all, as in the paper) to 1. Classes that attract more than their share
         carry a penalty, which counters that averages of large classes are less noisy and so attract still more images.
     checkpoint_dir : path, default=None
-        Folder where the state is saved after every iteration; a fit that was killed goes on from there, to the same
-        result, if data and parameters are the same.
+        Folder where the state is saved after every iteration; a fit that was killed, or stopped by a callback, goes on
+        from there, to the same result, if data and parameters are the same.
     n_jobs : int, default=None
         Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
     random_state : int, RandomState instance or None, default=None
@@ -120,7 +120,7 @@ class RotInvWassersteinKMeans(
     Warns
     -----
     ConvergenceWarning
-        If `max_iter` is reached before the classes settle.
+        If the classes have not settled after `max_iter` iterations, or some of them are empty.
 
     See Also
     --------
@@ -258,8 +258,15 @@ class RotInvWassersteinKMeans(
         self.inertia_ = float((weights * costs**search.power).sum())
         if not run.converged:
             warnings.warn(
-                f"{type(self).__name__} did not settle within max_iter={self.max_iter} iterations: {run.moved:.1%} of "
-                f"the images changed class in the last one (tol={self.tol:.1%})",
+                f"{type(self).__name__} did not settle in {run.n_iter} iterations (max_iter={self.max_iter}): "
+                f"{run.moved:.1%} of the images changed class in the last one (tol={self.tol:.1%})",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        n_empty = self.n_clusters - len(np.unique(self.labels_))
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of the n_clusters={self.n_clusters} classes are empty: are there as many different images?",
                 ConvergenceWarning,
                 stacklevel=2,
             )
