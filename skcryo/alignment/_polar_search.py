@@ -24,11 +24,31 @@ def _thread_pools():
     return threadpoolctl.ThreadpoolController()
 
 
-@contextlib.contextmanager
+class _OneBlasThread(contextlib.ContextDecorator):
+    """The limit is the process's: of searches that overlap in threads the first sets it and the last lifts it."""
+
+    def __init__(self):
+        self._lock, self._depth, self._limiter = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if self._depth == 0:
+                self._limiter = _thread_pools().limit(limits=1, user_api="blas")
+            self._depth += 1
+
+    def __exit__(self, *exception):
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._limiter.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
+
+
 def one_blas_thread():
     """BLAS on one thread: blocks of images run in parallel, and products do not change with the threads."""
-    with _thread_pools().limit(limits=1, user_api="blas"):
-        yield
+    return _one_blas_thread
 
 
 def turned(vectors, angles):

@@ -1,6 +1,6 @@
 """Distances between images as plain functions, for any of scikit-learn's estimators that take them precomputed."""
 
-from numbers import Real
+from numbers import Integral, Real
 
 import joblib
 import numpy as np
@@ -9,7 +9,7 @@ from .._ext._emd import max_threads
 from ..particles import iter_chunks
 from ._emd import WaveletTransform
 from ._images import CHUNK
-from ._search import make_search
+from ._search import SMALLEST_IMAGE, make_search
 
 _ALL = ("w1", "l2", "sobolev")
 
@@ -61,8 +61,10 @@ def wavelet_emd(X, Y=None, *, wavelet="sym5", n_levels=6, mask_radius=np.inf):
     >>> bool(0 == d[0] < d[1] < d[2] < d[3])
     True
     """
-    if not isinstance(n_levels, int) or n_levels < 1 or n_levels > 12:
+    if not isinstance(n_levels, Integral) or not 1 <= n_levels <= 12:
         raise ValueError(f"n_levels must be a whole number from 1 to 12, got {n_levels!r}")
+    if not isinstance(mask_radius, Real) or not mask_radius > 0:
+        raise ValueError(f"mask_radius must be a positive number of pixels, got {mask_radius!r}")
     images, others, size = _pair(X, Y, "wavelet_emd")
     transform = WaveletTransform(size, mask_radius=mask_radius, wavelet=wavelet, n_levels=n_levels)
     rows = transform.transform(images)
@@ -108,9 +110,17 @@ def rotation_invariant_distances(X, Y=None, *, metric="w1", n_angles=200, max_sh
     """
     if metric not in _ALL:
         raise ValueError(f"metric must be one of {_ALL}, got {metric!r}")
-    if not isinstance(max_shift, Real) or max_shift < 0:
+    if not isinstance(n_angles, Integral) or not 1 <= n_angles <= 4096:
+        raise ValueError(f"n_angles must be a whole number from 1 to 4096, got {n_angles!r}")
+    if not isinstance(max_shift, Real) or not 0 <= max_shift < np.inf:
         raise ValueError(f"max_shift must be a number of pixels, not negative, got {max_shift!r}")
+    if not (lowpass is None or lowpass == "auto" or (isinstance(lowpass, Real) and 0 <= lowpass < np.inf)):
+        raise ValueError(f'lowpass must be a number of pixels, not negative, "auto" or None, got {lowpass!r}')
     images, others, size = _pair(X, Y, "rotation_invariant_distances")
+    if size < SMALLEST_IMAGE:
+        raise ValueError(f"images must be at least {SMALLEST_IMAGE} px wide to be rotated, got {size}")
+    if max_shift >= size / 2:
+        raise ValueError(f"max_shift must be below half the box of {size} px, got {max_shift}")
     threads = max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
     search = make_search(
         metric=metric, size=size, n_angles=n_angles, max_shift=max_shift, lowpass=lowpass, is_image=True,

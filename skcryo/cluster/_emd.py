@@ -284,11 +284,9 @@ class EMDMatcher:
         self.angles = 2 * np.pi * np.arange(n_angles) / n_angles
         self.n_threads = n_threads or _emd.max_threads()
         if shift_step is None:
-            shift_step = 1 if size <= 64 else 2
+            shift_step = 1 if size <= 64 or max_shift < 2 else 2
         self.shift_step = shift_step
         self.shifts = shift_grid(max_shift, shift_step)
-        if mask_radius is None and size < 8:
-            mask_radius = np.inf
         self.wavelets = WaveletTransform(size, mask_radius=mask_radius)
         self.stride = max(s for s in range(1, 9) if n_angles % s == 0)
         self.n_coarse = 3
@@ -478,10 +476,9 @@ def match_brute_force(matcher, features, averages, *, bias=None):
             for s in range(len(matcher.shifts)):
                 rows, _ = matcher._rows(features, members, s)
                 d = matcher.wavelets.all_pairs(rows, turned, matcher.n_threads)
-                angle = d.argmin(1)
-                least = d.min(1)
-                distances[where, c] = np.minimum(distances[where, c], least)
-                value = least + bias[c]
+                distances[where, c] = np.minimum(distances[where, c], d.min(1))
+                angle = (d + bias[c]).argmin(1)
+                value = (d + bias[c]).min(1)
                 best, angles = state.best[where], state.angles[where]
                 # classes come in order, so that a tie can only be won within one: by the lower angle, then shift
                 wins = (value < best) | ((value == best) & (state.labels[where] == c) & (angle < angles))

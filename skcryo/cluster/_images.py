@@ -7,6 +7,7 @@ from ..alignment import class_averages
 from ..particles import iter_chunks
 
 CHUNK = 192 * 2**20  # bytes of features at a time where they are not kept
+_PER_CLASS = 100  # bytes that a search holds for an image and a class
 
 
 class Images:
@@ -24,7 +25,9 @@ class Images:
         self.estimator = estimator
         self.stack = stack
         self.ctf = ctf
-        self.pixel_size = pixel_size or resolve_pixel_size(stack, required_by=None if ctf is None else "a CTF")
+        self.pixel_size = pixel_size or resolve_pixel_size(stack)
+        if ctf is not None and self.pixel_size is None:
+            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
         self.n_threads = n_threads
         self.size = stack.shape[1]
         self.is_image = estimator.n_features_in_ == self.size**2
@@ -40,16 +43,21 @@ class Images:
 
     def features(self, search, limit=None):
         """Yield (slice, features) of all images, at most `limit` bytes of features at a time (None: `CHUNK`)."""
-        per_chunk = max(int((limit or CHUNK) // search.bytes_per_image(self.ctf)), 1)
+        per_chunk = self._per_chunk(search, limit or CHUNK)
         for start in range(0, len(self), per_chunk):
             part = self.select(slice(start, min(start + per_chunk, len(self))))
             chunks = iter_finite_chunks(part.stack, dtype=self.dtype)
             yield slice(start, start + len(part)), search.prepare(chunks, len(part), part.ctf, self.pixel_size)
 
+    def _per_chunk(self, search, limit):
+        """Images whose features, and what a search of all classes notes of each, stay within `limit`."""
+        each = search.bytes_per_image(self.ctf) + _PER_CLASS * self.estimator.n_clusters
+        return max(int(limit // each), 1)
+
     def moved_back(self, search, shifts):
         """Yield (slice, whole-pixel shifts, features of images moved back by them)."""
         known = np.rint(shifts)
-        per_chunk = max(int(CHUNK // search.bytes_per_image(self.ctf)), 1)
+        per_chunk = self._per_chunk(search, CHUNK)
         for start in range(0, len(self), per_chunk):
             part = self.select(slice(start, min(start + per_chunk, len(self))))
             where = slice(start, start + len(part))

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +20,7 @@ _GAP_SAMPLE = 256  # images on which the gap between best and second class is me
 _RATE = 0.5  # of the gap: how far a class of e times its share is penalised in one iteration
 _RECENTER = 6  # iterations after which class averages that wandered off centre are moved back
 _OFF_CENTRE = 0.5  # of the shifts searched: how far that may move the images of a class on average
-_FULL_SEARCHES = (0, 1, 4, 16, 64, 256)  # iterations that search all shifts
+_FULL_SEARCHES = (0, 1, 2, 3, 8, 32, 128)  # iterations that search all shifts
 _WARM_UP = 4  # iterations under a smoothed distance before those under "w1"
 _CHECKPOINT = "kmeans"
 
@@ -49,7 +50,6 @@ class Lloyd:
         self.make_search = make_search
         self.search = make_search()
         self.rng = rng
-        self._first_state = rng.get_state()
         self.progress = progress
         self._cached = None
         self._gap_features = None
@@ -73,32 +73,46 @@ class Lloyd:
 
     def _iterate(self, start, run, best):
         while not run.converged and run.n_iter < self.est.max_iter and not self.progress.stopped:
-            with self.progress.step("iteration"):
-                found = self._find_near(run) if self._looks_near(run) else self._find(self.search, run)
-                if run.found is not None and run.n_iter:
-                    run.moved = float(np.average(found.labels != run.found.labels, weights=self.weights))
-                run.found = found
-                self._record(run)
+            with self.progress.step("iteration", attributes=functools.partial(self._attributes, run)):
+                near = self._looks_near(run)
+                self._assign(run, self._find_near if near else self._find)
+                if near and self._settled(run):  # the last word is a search of all shifts
+                    self._assign(run, self._find)
                 run.converged = run.n_iter > 0 and self._settled(run)
                 run.n_iter += 1
+                run.curve.append(run.inertia)
                 if not run.converged:
                     self._update(run)
                 self._save(start, run, best)
-        if not run.converged or self.search.shifts:
-            run.found = self._find(self.search, run)
-            self._record(run)
-            run.curve.pop()
+        if not run.converged:
+            self._assign(run, self._find)
+
+    def _assign(self, run, find):
+        """Images to classes, by a full search or one near known shifts."""
+        found = find(self.search, run)
+        if run.found is not None and run.n_iter:
+            run.moved = float(np.average(found.labels != run.found.labels, weights=self.weights))
+        run.found = found
+        costs = np.asarray(found.costs, np.float64)
+        run.inertia = float((self.weights * costs**self.search.power).sum())
+
+    def _attributes(self, run):
+        """The fitted attributes as if the fit ended here, for callbacks."""
+        est = self.est
+        return {
+            "class_averages_": run.averages,
+            "cluster_centers_": run.averages.reshape(len(run.averages), -1)[:, : est.n_features_in_],
+            "class_biases_": run.biases,
+            "inertia_": run.inertia,
+            "n_iter_": run.n_iter,
+            "_n_features_out": len(run.averages),
+        }
 
     def _settled(self, run):
         """Whether the classes are what they were; not while one is empty, unless filling it has changed nothing."""
         if self._recenters(run.n_iter) or run.moved > self.est.tol:
             return False
         return run.moved == 0 or bool(np.bincount(run.found.labels, minlength=len(run.averages)).all())
-
-    def _record(self, run):
-        costs = np.asarray(run.found.costs, np.float64)
-        run.inertia = float((self.weights * costs**self.search.power).sum())
-        run.curve.append(run.inertia)
 
     # -------------------------------------------------------------------------------------- a step
     def _find(self, search, run, near=False):
@@ -114,14 +128,14 @@ class Lloyd:
         """Whether an iteration looks for shifts only around those known: all but a few and the last."""
         return self.search.shifts and run.found is not None and run.n_iter not in _FULL_SEARCHES
 
-    def _find_near(self, run):
+    def _find_near(self, search, run):
         """As :meth:`_find`, with shifts only around those known."""
-        step = self.search.near_step
+        step = search.near_step
         if step is None:
-            return self._find(self.search, run, near=True)
+            return self._find(search, run, near=True)
         if self._near is None:
-            self._near = self.make_search(max_shift=1.5 * step)
-        centres = _shortened(run.found.shifts, self.search.max_shift - step)
+            self._near = self.make_search(max_shift=step)
+        centres = _shortened(run.found.shifts, search.max_shift - step)
         parts = []
         for where, known, part in self.data.moved_back(self._near, centres):
             previous = run.found.labels[where], run.found.angles[where], np.zeros_like(known)
@@ -136,7 +150,8 @@ class Lloyd:
             return self.data.features(search)
         if self._cached is None or self._cached[0] is not search:
             self._cached = None
-            self._cached = search, list(self.data.features(search, _CACHE))
+            # shifted copies of a whole part are made at a time
+            self._cached = search, list(self.data.features(search, None if search.shifts else _CACHE))
         return self._cached[1]
 
     def _update(self, run):
@@ -161,7 +176,7 @@ class Lloyd:
 
     def _recentred(self, search, averages, totals, labels, found):
         """Class averages moved back to one centre, but none so far that its images leave the shifts searched."""
-        offsets = synchronize_averages(averages, totals)
+        offsets = synchronize_averages(averages, totals, n_jobs=self.data.n_threads)
         own = turned(found.shifts, -found.angles)  # shifts in the frame of the class average
         mean = np.stack([np.bincount(labels, self.weights * part, len(averages)) for part in own.T], axis=1)
         mean /= np.maximum(totals, 1e-30)[:, None]
@@ -248,18 +263,26 @@ class Lloyd:
     # ---------------------------------------------------------------------------------- checkpoints
     @functools.cached_property
     def _fingerprint(self):
-        """What a checkpoint must share with this fit: parameters, images (some of them, all counted), CTFs, weights."""
+        """What a checkpoint must share with this fit: parameters, images, CTFs, weights.
+
+        Images in files count by the files' names and sizes and the pixels of some; the state of a random generator that
+        was passed in is in the checkpoint itself.
+        """
         params = self.est.get_params(deep=False)
         if isinstance(self.est.random_state, np.random.RandomState):
-            params["random_state"] = [np.asarray(part).tolist() for part in self._first_state]
+            params["random_state"] = "given"
         given = params.pop("init")
         for name in ("n_jobs", "checkpoint_dir"):
             params.pop(name)
         digest = hashlib.sha256(json.dumps({k: repr(v) for k, v in sorted(params.items())}).encode())
         digest.update(given.encode() if isinstance(given, str) else np.asarray(given, np.float64).tobytes())
         digest.update(repr(self.data.stack.shape).encode())
-        for i in np.unique(np.linspace(0, len(self.data) - 1, 64).astype(int)):
-            digest.update(np.ascontiguousarray(self.data.stack[int(i)], np.float64).tobytes())
+        n = len(self.data)
+        sample = range(n) if self.data.stack.in_memory else np.unique(np.linspace(0, n - 1, 256).astype(int))
+        for i in sample:
+            digest.update(np.ascontiguousarray(self.data.stack[int(i)]).tobytes())
+        for path in sorted({path for path, _ in self.data.stack.image_files or ()}):
+            digest.update(f"{path} {os.path.getsize(path)}".encode())
         if self.data.ctf is not None:
             digest.update(np.ascontiguousarray(self.data.ctf).tobytes() + repr(self.data.pixel_size).encode())
         digest.update(self.weights.tobytes())

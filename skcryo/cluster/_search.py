@@ -42,9 +42,11 @@ class WassersteinSearch:
 
     power = 2
 
-    def __init__(self, size, n_angles, max_shift, n_threads=None):
+    def __init__(self, size, n_angles, max_shift, n_threads=None, mask_radius=None):
         self.n_threads = n_threads
-        self.matcher = EMDMatcher(size, n_angles=n_angles, max_shift=max_shift, n_threads=n_threads)
+        self.matcher = EMDMatcher(
+            size, n_angles=n_angles, max_shift=max_shift, n_threads=n_threads, mask_radius=mask_radius
+        )
         self.shifts = len(self.matcher.shifts) > 1
         self.max_shift = max_shift
         self.near_step = self.matcher.shift_step
@@ -135,7 +137,7 @@ def make_search(*, metric, size, n_angles, max_shift, lowpass, is_image, n_threa
     """The search for a metric; `is_image` is False for rows that are no square image."""
     if not is_image or size < SMALLEST_IMAGE:
         if metric == "w1":
-            return WassersteinSearch(size, 1, 0, n_threads)
+            return WassersteinSearch(size, 1, 0, n_threads, mask_radius=np.inf)
         return FlatSearch(size, metric)
     if metric == "w1":
         return WassersteinSearch(size, n_angles, max_shift, n_threads)

@@ -62,15 +62,16 @@ class RotInvWassersteinKMeans(
         In-plane angles searched, equally spaced over a turn (the paper's number).
     max_shift : float or "auto", default="auto"
         Largest in-plane shift searched, in pixels, jointly with class and angle. "auto": 7.1 % of the box, that is 5 %
-        in x and in y, as particles from automatic picking want. 0 is for centred images, as in the paper, and many
-        times faster.
+        in x and in y, as particles from automatic picking want ("w1" tries whole pixels only). 0 is for
+        centred images, as in the paper, and many times faster.
     lowpass : float, "auto" or None, default="auto"
         Standard deviation in pixels of the Gaussian that images are smoothed with where distances are "sobolev" or "l2"
         ("w1" uses none). None: no smoothing. "auto": ``L / 128`` for "sobolev", ``L / 64`` for "l2", where images have
         L pixels; chosen on simulated molecules at SNR 1/16 and flat around the best.
     init : {"k-means++", "random"} or array-like of shape (n_clusters, L, L), default="k-means++"
-        First class averages. "k-means++": rotation-invariant k-means++ with local trials, on at most
-        ``max(2000, 20 * n_clusters)`` images under the smoothed distance, followed for "w1" by a few iterations under
+        First class averages. "k-means++": rotation-invariant k-means++ on at most
+        ``max(2000, 20 * n_clusters)`` images under the smoothed distance, the best of a few draws at each step (where
+        shifts are searched: 1000 images, one draw), followed for "w1" by a few iterations under
         that distance, because distances between raw noisy images tell little. "random": distinct images.
     n_init : int, default=1
         Starts, of which the one of least inertia is kept.
@@ -131,8 +132,8 @@ class RotInvWassersteinKMeans(
     Pixels farther from the centre than the largest disc in the box do not count. Rows that are no square image, and
     images below 8 pixels, are compared pixel by pixel, without rotations, shifts or mask.
 
-    Where shifts are searched, iterations 1, 2, 5, 17, ... and the last search them all, and the others only those near
-    the shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
+    Where shifts are searched, iterations 1 to 4, 9, 33, ... and the last search them all, and the others only those
+    near the shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
 
     CTFs come from the argument `ctf`, else from the stack. For "sobolev" and "l2" the turned class average is
     multiplied by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of
@@ -243,7 +244,8 @@ class RotInvWassersteinKMeans(
                 + ("" if len(used) == len(stack) else " of positive weight")
             )
         fitted = data if len(used) == len(stack) else data.select(used)
-        rng = check_random_state(self.random_state)
+        # a generator of the fit's own: its state is saved in checkpoints and set again from them
+        rng = np.random.RandomState(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         search = self._make_search(data)
         make = functools.partial(self._make_search, data)
         with FitProgress(self, X, y, max_steps=self.n_init * self.max_iter, sample_weight=sample_weight) as progress:
@@ -256,7 +258,7 @@ class RotInvWassersteinKMeans(
         costs = np.asarray(found.costs, np.float64)
         self.distances_ = (costs if search.power == 2 else np.sqrt(costs)).astype(dtype)
         self.inertia_ = float((weights * costs**search.power).sum())
-        if not run.converged:
+        if not run.converged and not progress.stopped:
             warnings.warn(
                 f"{type(self).__name__} did not settle in {run.n_iter} iterations (max_iter={self.max_iter}): "
                 f"{run.moved:.1%} of the images changed class in the last one (tol={self.tol:.1%})",
