@@ -341,7 +341,7 @@ from skcryo.cluster import RotInvWassersteinKMeans, _lloyd
 save = _lloyd.save_checkpoint
 def save_and_wait(*args):
     save(*args)
-    time.sleep(0.1)
+    time.sleep(0.2)
 _lloyd.save_checkpoint = save_and_wait
 X = np.load(sys.argv[1])
 RotInvWassersteinKMeans(**eval(sys.argv[2])).fit(X)
@@ -357,7 +357,7 @@ def test_a_killed_fit_goes_on_to_the_same_end(tmp_path):
         params = LONG | {"metric": metric, "checkpoint_dir": str(tmp_path / metric)}
         command = [sys.executable, "-c", CHILD, str(tmp_path / "images.npy"), repr(params)]
         children[metric] = params, state, subprocess.Popen(command)
-    for metric, (params, state, child) in children.items():
+    for params, state, child in children.values():
         deadline = time.monotonic() + 60
         reached = None
         while reached is None or reached < state:
@@ -370,6 +370,7 @@ def test_a_killed_fit_goes_on_to_the_same_end(tmp_path):
         child.kill()
         assert child.wait() == -signal.SIGKILL
         assert reached < (1, 6)
+    for metric, (params, _, _) in children.items():
         again = quiet(RotInvWassersteinKMeans(**params), X)
         unbroken = quiet(RotInvWassersteinKMeans(**LONG, metric=metric), X)
         assert_same_fit(again, unbroken)
