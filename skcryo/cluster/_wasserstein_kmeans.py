@@ -133,7 +133,8 @@ class RotInvWassersteinKMeans(
     images below 8 pixels, are compared pixel by pixel, without rotations, shifts or mask.
 
     Where shifts are searched, iterations 1 to 4, 9, 33, ... and the last search them all, and the others only those
-    near the shift that an image already has; in the first iterations class averages that wandered off centre are moved back.
+    near the shift that an image already has; in the first iterations class averages that wandered off centre are moved
+    back.
 
     CTFs come from the argument `ctf`, else from the stack. For "sobolev" and "l2" the turned class average is
     multiplied by each image's own CTF, astigmatism included; for "w1" by the radial CTF of its group of images of
