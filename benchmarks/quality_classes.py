@@ -73,6 +73,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", choices=["paper", "presets"], nargs="+", default=["paper", "presets"])
+    parser.add_argument("--presets", nargs="+", default=["paper", "shifted", "ctf", "experimental"])
     args = parser.parse_args()
     tasks = []
     for seed in args.seeds:
@@ -82,7 +83,7 @@ def main():
                     variants = [v for v in VARIANTS if v != "default"]
                     tasks.append((molecule, args.volume, "paper", snr, seed, variants))
             if "presets" in args.part:
-                for preset in ("paper", "shifted", "ctf", "experimental"):
+                for preset in args.presets:
                     tasks.append((molecule, args.volume, preset, 16, seed, ["default"]))
     # loky leaves each of its processes cores / n_jobs threads
     results = Parallel(n_jobs=args.jobs, backend="loky")(delayed(task)(*t) for t in tasks)
