@@ -128,7 +128,8 @@ cdef class Plan:
                 raise ValueError("one angle for each row is wanted")
             if n:
                 pc, ps = &c[0], &s[0]
-        if images.shape[1] != width or images.shape[2] != width or rows.shape[0] < n or rows.shape[1] != self.row_length:
+        if images.shape[1] != width or images.shape[2] != width \
+                or rows.shape[0] < n or rows.shape[1] != self.row_length:
             raise ValueError("images or rows of the wrong shape")
         for i in range(n):
             if source[i] < 0 or source[i] >= images.shape[0]:

@@ -125,7 +125,7 @@ def predict_memory(kmeans, volume, n_images):
         averages = os.path.join(folder, "averages.npy")
         np.save(averages, kmeans.class_averages_)
         code = (
-            "import sys, time, resource, numpy as np, warnings\n"
+            "import sys, time, numpy as np, warnings\n"
             "warnings.simplefilter('ignore')\n"
             "from skcryo.cluster import RotInvWassersteinKMeans as K\n"
             "from skcryo.io import load_particles\n"
@@ -133,7 +133,8 @@ def predict_memory(kmeans, volume, n_images):
             "k = K(len(a), metric=sys.argv[3], init=a, max_iter=1, max_shift=0, balance=0).fit(a)\n"
             "k.class_averages_ = a\n"
             "t = time.perf_counter(); labels = k.predict(load_particles(sys.argv[1]))\n"
-            "print(len(labels), time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)\n"
+            "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+            "print(len(labels), time.perf_counter() - t, int(peak.split()[1]) / 2**20)\n"
         )
         out = {}
         for metric in ("w1", "l2"):
