@@ -1,8 +1,12 @@
 """Fixtures that every test file may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Python started by a test imports the installed package, not the source folder that it may be started in.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -281,7 +281,8 @@ class Lloyd:
         sample = range(n) if self.data.stack.in_memory else np.unique(np.linspace(0, n - 1, 256).astype(int))
         for i in sample:
             digest.update(np.ascontiguousarray(self.data.stack[int(i)]).tobytes())
-        for path in sorted({path for path, _ in self.data.stack.image_files or ()}):
+        files = self.data.stack.image_files
+        for path in [] if files is None else files[0]:
             digest.update(f"{path} {os.path.getsize(path)}".encode())
         if self.data.ctf is not None:
             digest.update(np.ascontiguousarray(self.data.ctf).tobytes() + repr(self.data.pixel_size).encode())
