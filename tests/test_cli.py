@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from common_cli import WRITTEN, column, exit_code
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcryo.__main__ import main
-from skcryo._cli import _demo
 from skcryo._cli._run_folder import OUTPUTS
 from skcryo.cluster import RotInvWassersteinKMeans
 from skcryo.datasets import make_molecule, make_particles
@@ -21,17 +21,6 @@ from skcryo.io import load_particles, read_star, save_images, save_particles
 K = 3
 # Classes of these particles settle only after several iterations, so that there is something to interrupt.
 QUICK = ["-k", str(K), "--n-angles", "16", "--max-iter", "5", "--max-shift", "1", "--jobs", "1"]
-
-
-def has_matplotlib():
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-WRITTEN = [name for name in OUTPUTS if name != "montage.png" or has_matplotlib()]
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +47,6 @@ def finished(particles, tmp_path_factory):
 
 def classify(particles, out, *more):
     return main(["classify2d", str(particles), *QUICK, "-q", "-o", str(out), *map(str, more)])
-
-
-def exit_code(argv):
-    """The exit code, also where argparse leaves by SystemExit."""
-    try:
-        return main([str(word) for word in argv])
-    except SystemExit as error:
-        return error.code
-
-
-def column(star, name="rlnClassNumber"):
-    return read_star(star)[name].tolist()
 
 
 # --- what a run leaves
@@ -556,51 +533,3 @@ def test_select_wants_classes_and_keeps_files(particles, finished, tmp_path, cap
     assert exit_code(words) == 2
     assert "exists already; --overwrite replaces it" in capsys.readouterr().err and out.read_text() == "mine"
     assert exit_code([*words, "--overwrite"]) == 0
-
-
-# --- demo
-
-
-@pytest.fixture
-def small_demo(monkeypatch):
-    monkeypatch.setattr(_demo, "N_PARTICLES", 80)
-    monkeypatch.setattr(_demo, "N_CLASSES", 4)
-    monkeypatch.setattr(_demo, "BOX", 20)
-
-
-def test_demo_leaves_files_and_says_how_good(small_demo, tmp_path, capsys):
-    out = tmp_path / "demo"
-    assert exit_code(["demo", "-o", out, "-q"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        r"\d+% of the pairs of particles in one class are seen from within 20 degrees of each other "
-        r"\(by chance 3%\)",
-        lines[0],
-    )
-    assert [line.rsplit("/", 1)[-1] for line in lines[1:]] == [
-        name for name in ("montage.png", "report.html") if name in WRITTEN
-    ]
-    assert sorted(path.name for path in (out / "simulated").iterdir()) == [
-        "particles.mrcs",
-        "particles.star",
-        "truth.json",
-    ]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*WRITTEN, "simulated"])
-    assert "rlnAngleRot" not in read_star(out / "simulated" / "particles.star"), (
-        "the truth is not in the input"
-    )
-    assert exit_code(["demo", "-o", out, "-q"]) == 2
-    assert "give --overwrite" in capsys.readouterr().err
-    assert exit_code(["demo", "-o", out, "-q", "--overwrite"]) == 0
-
-
-def test_demo_goes_on_after_an_interruption(small_demo, tmp_path, monkeypatch):
-    out = tmp_path / "demo"
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            "skcryo._cli._classify2d._write", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        assert exit_code(["demo", "-o", out, "-q"]) == 130
-    written = (out / "simulated" / "particles.mrcs").stat().st_mtime_ns
-    assert exit_code(["demo", "-o", out, "-q"]) == 0
-    assert (out / "simulated" / "particles.mrcs").stat().st_mtime_ns == written

@@ -1,15 +1,25 @@
-"""Rotation-invariant k-means: known classes, a naive reference, grid search, checkpoints, weights, odd data."""
+"""Rotation-invariant k-means: known classes, a naive reference, grid search, weights, invariances, odd data."""
 
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import pywt
+from common_kmeans import (
+    METRICS,
+    N_ANGLES,
+    PIXEL_SIZE,
+    SIZE,
+    assert_same_fit,
+    correlations,
+    disc,
+    in_files,
+    kmeans,
+    particles,
+    quiet,
+    shapes,
+    turned,
+)
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
@@ -17,131 +27,16 @@ from sklearn.model_selection import GridSearchCV, KFold, ParameterGrid
 from sklearn.pipeline import make_pipeline
 
 from skcryo._ext import _emd as kernels
-from skcryo.cluster import RotInvWassersteinKMeans, _images, _lloyd
+from skcryo.cluster import _images, _lloyd
 from skcryo.cluster._images import Images
 from skcryo.cluster._search import make_search
 from skcryo.cluster._seeding import plus_plus_averages, random_averages
-from skcryo.ctf import apply_ctf, make_ctf
+from skcryo.ctf import make_ctf
 from skcryo.datasets import make_molecule, make_particles
-from skcryo.fourier import rotate_images, shift_images
-from skcryo.io import load_checkpoint, load_particles, save_particles
+from skcryo.fourier import rotate_images
 from skcryo.metrics import occupancy_entropy
 from skcryo.particles import ParticleStack
 from skcryo.preprocessing import NormalizeBackground
-
-METRICS = ("w1", "l2", "sobolev")
-SIZE = 32
-N_ANGLES = 36
-PIXEL_SIZE = 6.0
-# (x, y, width) of blobs, for a box of 32 px: six shapes that no rotation makes alike and none maps to itself.
-SHAPES = (
-    ((-9, 0, 2), (-4, 0, 2), (1, 0, 2), (6, 0, 2), (6, 6, 1.5)),
-    ((-8, -4, 2), (7, -6, 2.6), (2, 9, 1.6)),
-    ((9, 0, 1.5), (6, 6, 1.8), (0, 8, 2), (-6, 6, 2.2), (-8, -1, 2.4)),
-    ((-2, 0, 4.5), (9, 2, 1.6)),
-    ((-5, -8, 1.6), (-5, 0, 1.6), (-5, 8, 1.6), (5, -4, 1.6), (5, 3, 1.6)),
-    ((0, -9, 1.5), (0, 9, 3), (0, 0, 1.5)),
-)
-
-
-def shapes(n=4, size=SIZE, centre=(0.0, 0.0)):
-    """Class averages of known shapes, their mass centred on `centre` (px from the centre of the box)."""
-    x = np.arange(size) - size // 2
-    images = np.zeros((n, size, size))
-    for image, blobs in zip(images, SHAPES):
-        u, v, w = np.array(blobs).T * size / 32
-        u = u - np.average(u, weights=w**2) + centre[0]
-        v = v - np.average(v, weights=w**2) + centre[1]
-        for blob in zip(u, v, w):
-            image += np.exp(-((x - blob[0]) ** 2 + (x[:, None] - blob[1]) ** 2) / (2 * blob[2] ** 2))
-    return images
-
-
-@dataclass
-class Known:
-    """Images whose classes and poses are known; `angles` in radians on the grid, `shifts` whole pixels."""
-
-    X: np.ndarray
-    clean: np.ndarray
-    classes: np.ndarray
-    labels: np.ndarray
-    angles: np.ndarray
-    shifts: np.ndarray
-    ctf: np.ndarray | None
-    sigma: float
-
-    @property
-    def stack(self):
-        return ParticleStack(self.X, pixel_size=PIXEL_SIZE, ctf=self.ctf)
-
-
-def particles(n=60, k=4, seed=0, *, size=SIZE, noise=0.5, shift=0, ctf=False, centre=(0.0, 0.0), chances=None):
-    """Turned and moved shapes with noise of `noise` standard deviations of the images."""
-    rng = np.random.default_rng(seed)
-    classes = shapes(k, size, centre)
-    labels = np.r_[np.arange(k), rng.choice(k, n - k, p=chances)]
-    angles = 2 * np.pi / N_ANGLES * rng.integers(N_ANGLES, size=n)
-    shifts = rng.integers(-shift, shift + 1, (n, 2)).astype(float)
-    clean = shift_images(rotate_images(classes[labels], angles), shifts)
-    records = None
-    if ctf:
-        u = rng.uniform(8000, 18000, n)
-        records = make_ctf(
-            n, defocus_u=u, defocus_v=0.95 * u, defocus_angle=rng.uniform(0, 180, n), voltage=300, cs=2.7
-        )
-        clean = apply_ctf(clean, records, PIXEL_SIZE)
-    sigma = noise * clean.std()
-    X = (clean + sigma * rng.standard_normal(clean.shape)).astype(np.float32)
-    return Known(X, clean, classes, labels, angles, shifts, records, sigma)
-
-
-def kmeans(n_clusters=4, **params):
-    defaults = {"n_angles": N_ANGLES, "max_shift": 0, "random_state": 0, "n_jobs": 1}
-    return RotInvWassersteinKMeans(n_clusters, **defaults | params)
-
-
-def quiet(estimator, *args, **kwargs):
-    """Fit, whether or not it converges."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return estimator.fit(*args, **kwargs)
-
-
-def in_files(known, folder):
-    """The same images as a lazy stack that lies in files."""
-    save_particles(folder / "particles.star", known.stack, images_path=folder / "particles.mrcs")
-    stack = load_particles(folder / "particles.star")
-    assert not stack.in_memory
-    return stack
-
-
-def correlations(known, averages, labels, angles, shifts):
-    """Of images without their noise with what the averages and poses make of them: the least but for a tenth."""
-    model = shift_images(rotate_images(averages[labels], angles), shifts)
-    if known.ctf is not None:
-        model = apply_ctf(model, known.ctf, PIXEL_SIZE)
-    inside = disc(known.X.shape[1])
-    return np.quantile([np.corrcoef(a[inside], b[inside])[0, 1] for a, b in zip(model, known.clean)], 0.1)
-
-
-def turned(vectors, angles):
-    """Rot(angle) (x, y) for each of the vectors, counter-clockwise from x to y."""
-    c, s = np.cos(angles), np.sin(angles)
-    return np.stack([c * vectors[:, 0] - s * vectors[:, 1], s * vectors[:, 0] + c * vectors[:, 1]], axis=1)
-
-
-def disc(size):
-    x = np.arange(size) - size // 2
-    return x**2 + x[:, None] ** 2 <= ((size - 1) // 2) ** 2
-
-
-def assert_same_fit(a, b):
-    """Bit for bit."""
-    for name in ("labels_", "in_plane_angles_", "shifts_", "distances_", "class_averages_", "class_biases_"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
-    np.testing.assert_array_equal(a.inertia_curve_, b.inertia_curve_)
-    assert (a.inertia_, a.n_iter_, a.converged_) == (b.inertia_, b.n_iter_, b.converged_)
-
 
 # ------------------------------------------------------------------------------------- known classes and poses
 KINDS = {
@@ -203,9 +98,9 @@ def algorithm_1(images, averages, n_angles, n_iter):
     for _ in range(n_iter + 1):
         distances = np.empty((len(images), len(averages), n_angles))
         for c, average in enumerate(averages):
-            for j, turned in enumerate(equation_8(rotate_images(np.stack([average] * n_angles), angles))):
+            for j, row_of_average in enumerate(equation_8(rotate_images(np.stack([average] * n_angles), angles))):
                 for i, row in enumerate(rows):
-                    distances[i, c, j] = np.abs(row - turned).sum()
+                    distances[i, c, j] = np.abs(row - row_of_average).sum()
         best = distances.reshape(len(images), -1).argmin(axis=1)
         labels, turns = np.divmod(best, n_angles)
         inertia = (distances.reshape(len(images), -1).min(axis=1) ** 2).sum()
@@ -331,156 +226,6 @@ def test_instruction_sets_change_nothing(metric):
             kernels.use_instruction_set(before)
     for other in results[1:]:
         assert_same_fit(results[0], other)
-
-
-# ------------------------------------------------------------------------------------- checkpoints and callbacks
-CHILD = """
-import sys, time
-import numpy as np
-from skcryo.cluster import RotInvWassersteinKMeans, _lloyd
-save = _lloyd.save_checkpoint
-def save_and_wait(*args):
-    save(*args)
-    time.sleep(0.2)
-_lloyd.save_checkpoint = save_and_wait
-X = np.load(sys.argv[1])
-RotInvWassersteinKMeans(**eval(sys.argv[2])).fit(X)
-"""
-LONG = {"n_clusters": 6, "n_angles": 24, "max_shift": 0, "random_state": 3, "n_init": 2, "max_iter": 6, "tol": 0}
-
-
-def test_a_killed_fit_goes_on_to_the_same_end(tmp_path):
-    X = particles(60, noise=4.0).X
-    np.save(tmp_path / "images.npy", X)
-    children = {}
-    for metric, state in {"w1": (0, 3), "sobolev": (1, 2)}.items():
-        params = LONG | {"metric": metric, "checkpoint_dir": str(tmp_path / metric)}
-        command = [sys.executable, "-c", CHILD, str(tmp_path / "images.npy"), repr(params)]
-        children[metric] = params, state, subprocess.Popen(command)
-    for params, state, child in children.values():
-        deadline = time.monotonic() + 60
-        reached = None
-        while reached is None or reached < state:
-            assert time.monotonic() < deadline and child.poll() is None, "ended before it could be killed"
-            time.sleep(0.01)
-            saved = load_checkpoint(params["checkpoint_dir"], "kmeans")
-            if saved is not None:
-                info = saved[1]
-                reached = info["start"], info["runs"].get("current", {"n_iter": -1})["n_iter"]
-        child.kill()
-        assert child.wait() == -signal.SIGKILL
-        assert reached < (1, 6)
-    for metric, (params, _, _) in children.items():
-        again = quiet(RotInvWassersteinKMeans(**params), X)
-        unbroken = quiet(RotInvWassersteinKMeans(**LONG, metric=metric), X)
-        assert_same_fit(again, unbroken)
-        # A checkpoint of the end gives the end.
-        assert_same_fit(quiet(RotInvWassersteinKMeans(**params), X), unbroken)
-
-
-@pytest.mark.parametrize("metric", ["w1", "sobolev"])
-def test_every_checkpoint_leads_to_the_same_end(metric, tmp_path, monkeypatch):
-    """Interrupted after each of its saves, by turns: balance, refilled classes, shifts and random state all go on."""
-    X = particles(30, noise=4.0, shift=1).X
-    params = LONG | {"metric": metric, "max_iter": 3, "max_shift": 1.5, "n_clusters": 8, "n_angles": 12}
-    monkeypatch.setattr(_lloyd, "_FULL_SEARCHES", (0,))  # then near known shifts
-    unbroken = quiet(RotInvWassersteinKMeans(**params), X)
-    save, n_saves = _lloyd.save_checkpoint, [0]
-
-    def save_and_break(*args):
-        save(*args)
-        n_saves[0] += 1
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_lloyd, "save_checkpoint", save_and_break)
-    model = RotInvWassersteinKMeans(**params, checkpoint_dir=tmp_path)
-    for _ in range(30):
-        try:
-            quiet(model, X)
-            break
-        except KeyboardInterrupt:
-            continue
-    assert n_saves[0] >= 2 * (1 + model.n_iter_)
-    assert_same_fit(model, unbroken)
-
-
-def test_a_random_state_instance_can_go_on_too(tmp_path, monkeypatch):
-    X = particles(30, noise=4.0).X
-    params = LONG | {"max_iter": 2, "init": "random"}
-    unbroken = quiet(RotInvWassersteinKMeans(**params | {"random_state": np.random.RandomState(5)}), X)
-    stop = StopAfter(3)
-    for callbacks in ([stop], []):
-        model = RotInvWassersteinKMeans(**params | {"random_state": np.random.RandomState(5)}, checkpoint_dir=tmp_path)
-        quiet(model.set_callbacks(*callbacks), X)
-    assert stop.n_steps == 3
-    assert_same_fit(model, unbroken)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"metric": "l2"},
-        {"n_clusters": 3},
-        {"random_state": 4},
-        {"balance": 0.1},
-        {"init": "random"},
-        {"X": lambda X: X[:-1]},
-        {"X": lambda X: X + 1e-3},
-        {"ctf": make_ctf(30, defocus_u=1e4)},
-        {"sample_weight": np.r_[2.0, np.ones(29)]},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_checkpoint_of_another_fit_is_refused(change, tmp_path):
-    X = particles(30).X
-    params = LONG | {"max_iter": 1, "n_init": 1, "checkpoint_dir": tmp_path}
-    quiet(RotInvWassersteinKMeans(**params), ParticleStack(X, pixel_size=4.0))
-    X = change.get("X", lambda X: X)(X)
-    others = {name: value for name, value in change.items() if name in ("ctf", "sample_weight")}
-    changed = {name: value for name, value in change.items() if name in params or name in ("balance", "init", "metric")}
-    model = RotInvWassersteinKMeans(**params | changed)
-    with pytest.raises(ValueError, match="checkpoint_dir=.*other images or parameters"):
-        quiet(model, ParticleStack(X, pixel_size=4.0), **others)
-    # The number of threads may change.
-    quiet(RotInvWassersteinKMeans(**params, n_jobs=2), ParticleStack(particles(30).X, pixel_size=4.0))
-
-
-class StopAfter:
-    """A callback of scikit-learn's protocol that asks to stop after some iterations."""
-
-    def __init__(self, n_steps):
-        self.wanted = n_steps
-        self.n_steps = 0
-
-    def setup(self, estimator, context):
-        pass
-
-    def teardown(self, estimator, context):
-        pass
-
-    def on_fit_task_begin(self, estimator, context):
-        pass
-
-    def on_fit_task_end(self, estimator, context):
-        if context.parent is None:
-            return False
-        self.n_steps += 1
-        return self.n_steps == self.wanted
-
-
-def test_a_callback_stops_the_fit(tmp_path):
-    X = particles(60, noise=4.0).X
-    params = LONG | {"n_init": 1}
-    unbroken = quiet(RotInvWassersteinKMeans(**params), X)
-    assert unbroken.n_iter_ > 3
-    model = RotInvWassersteinKMeans(**params, checkpoint_dir=tmp_path).set_callbacks(StopAfter(2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # who stops a fit need not be told that it has not settled
-        model.fit(X)
-    assert model.n_iter_ == 2 and not model.converged_
-    np.testing.assert_array_equal(model.predict(X), model.labels_)
-    # Fitted again without the callback, it goes on from there.
-    assert_same_fit(quiet(RotInvWassersteinKMeans(**params, checkpoint_dir=tmp_path), X), unbroken)
 
 
 # ------------------------------------------------------------------------------------- empty classes, balance
