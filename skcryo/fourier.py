@@ -222,6 +222,14 @@ def shell_index(L, ndim=2, *, half=False, centred=True):
     return np.rint(L * np.sqrt((grid**2).sum(axis=-1))).astype(np.int64)
 
 
+def _box_size(array, ndim):
+    """Length that the last `ndim` axes share."""
+    shape = array.shape[-ndim:]
+    if array.ndim < ndim or len(set(shape)) != 1:
+        raise ValueError(f"the last {ndim} axes must have the same length, got shape {array.shape}")
+    return shape[0]
+
+
 def radial_average(values, ndim=2):
     """Mean over each Fourier shell, for example of a power spectrum.
 
@@ -245,10 +253,7 @@ def radial_average(values, ndim=2):
     (3, 5)
     """
     values = np.asarray(values)
-    shape = values.shape[-ndim:]
-    if values.ndim < ndim or len(set(shape)) != 1:
-        raise ValueError(f"the last {ndim} axes must have the same length, got shape {values.shape}")
-    L = shape[0]
+    L = _box_size(values, ndim)
     shells = shell_index(L, ndim).ravel()
     inside = np.flatnonzero(shells <= L // 2)
     order = inside[np.argsort(shells[inside], kind="stable")]
@@ -276,13 +281,10 @@ def _resize_spectrum(spectrum, axis, old, new):
 
 def _resize(array, L_new, ndim):
     array = np.asarray(array)
-    shape = array.shape[-ndim:]
-    if array.ndim < ndim or len(set(shape)) != 1:
-        raise ValueError(f"the last {ndim} axes must have the same length, got shape {array.shape}")
-    L = shape[0]
+    L = _box_size(array, ndim)
     dtype = np.float64 if array.dtype == np.float64 else np.float32
     lead = array.shape[:-ndim]
-    flat = array.reshape(-1, *shape)
+    flat = array.reshape(-1, *(L,) * ndim)
     out = np.empty((len(flat), *(L_new,) * ndim), dtype=dtype)
     transform, inverse = (fft2c, ifft2c) if ndim == 2 else (fft3c, ifft3c)
     block = max(1, int(_BLOCK_BYTES // (16 * max(L, L_new) ** ndim)))

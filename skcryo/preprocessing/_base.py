@@ -14,7 +14,13 @@ from .._validation import (
     validate_parameters,
 )
 
-__all__ = ["ImageTransformer"]
+__all__ = ["ImageTransformer", "as_float_images"]
+
+
+def as_float_images(images):
+    """`images` as an array, float64 if they are so and float32 otherwise, without a copy where none is needed."""
+    images = np.asarray(images)
+    return images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
 
 
 class ImageTransformer(StackTagsMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
@@ -25,7 +31,7 @@ class ImageTransformer(StackTagsMixin, TransformerMixin, BaseEstimator, auto_wra
     lies in files stays lazy: its images are transformed as they are read, so that stacks larger than
     memory go through. float32 and float64 are kept.
 
-    A subclass says what to do in :meth:`_plan`.
+    A subclass says what to do in :meth:`_plan`, and what to learn before in :meth:`_learn`.
     """
 
     _parameter_constraints: dict = {}
@@ -43,12 +49,12 @@ class ImageTransformer(StackTagsMixin, TransformerMixin, BaseEstimator, auto_wra
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
-        """Check the images and the parameters; nothing is learned from the images.
+        """Check the images and the parameters, and learn from the images what the class says, if anything.
 
         Parameters
         ----------
         X : ParticleStack or array-like of shape (n_images, height, width) or (n_images, n_pixels)
-            Images.
+            Images; where something is learned, read in chunks.
         y : None
             Ignored.
 
@@ -58,6 +64,7 @@ class ImageTransformer(StackTagsMixin, TransformerMixin, BaseEstimator, auto_wra
         """
         stack = self._as_stack(X, reset=True)
         self._check_images(stack)
+        self._learn(stack)
         return self
 
     def transform(self, X):
@@ -77,6 +84,9 @@ class ImageTransformer(StackTagsMixin, TransformerMixin, BaseEstimator, auto_wra
 
     def _check_images(self, stack):
         """Refuse images that the parameters do not suit."""
+
+    def _learn(self, stack):
+        """Set what ``fit`` learns."""
 
     def _plan(self, stack, **facts):
         """(function, what else ``ParticleStack.map`` wants) for the images of `stack`."""

@@ -5,7 +5,7 @@ from numbers import Integral, Real
 import numpy as np
 import scipy.fft
 
-from .._validation import Interval, StrOptions, _fit_context, iter_finite_chunks
+from .._validation import Interval, StrOptions, iter_finite_chunks
 from ..fourier import shift_images
 from ._base import ImageTransformer
 from ._geometry import background_weight, distance_from_centre, inscribed_radius, soft_circle
@@ -157,22 +157,7 @@ class Centerer(ImageTransformer, auto_wrap_output_keys=None):
     def __sklearn_is_fitted__(self):
         return hasattr(self, "image_shape_") and (self.method != "radial" or hasattr(self, "reference_"))
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None):
-        """Make the reference of "radial"; the other methods learn nothing.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
-            Images; read once in each of `n_iter` rounds, in chunks.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : object
-        """
-        stack = self._as_stack(X, reset=True)
+    def _learn(self, stack):
         vars(self).pop("reference_", None)
         if self.method == "radial":
             mask = soft_circle(self.image_shape_, self._radius(), 0.0)
@@ -188,7 +173,6 @@ class Centerer(ImageTransformer, auto_wrap_output_keys=None):
                 inside = mask > 0
                 reference[inside] -= reference[inside].mean()
                 self.reference_ = reference
-        return self
 
     def estimate_shifts(self, X):
         """Where particles lie relative to the centres of their boxes.

@@ -8,7 +8,7 @@ import scipy.fft
 
 from .._validation import Interval, StrOptions, resolve_ctf, resolve_pixel_size
 from ..ctf import evaluate_ctf
-from ._base import ImageTransformer
+from ._base import ImageTransformer, as_float_images
 
 __all__ = ["PhaseFlipper", "flip_phases"]
 
@@ -44,8 +44,7 @@ def flip_phases(images, ctf, pixel_size):
     >>> bool(flip_phases(seen, ctf, 4.0)[0, 16, 16] > abs(seen[0, 16, 16]))
     True
     """
-    images = np.asarray(images)
-    images = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
+    images = as_float_images(images)
     side = images.shape[-1]
     negative = evaluate_ctf(ctf, side, pixel_size, half=True) < 0
     spectra = scipy.fft.rfft2(images)

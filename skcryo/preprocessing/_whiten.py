@@ -6,9 +6,9 @@ from numbers import Real
 import numpy as np
 import scipy.fft
 
-from .._validation import Interval, _fit_context, check_is_fitted, iter_finite_chunks
+from .._validation import Interval, check_is_fitted, iter_finite_chunks
 from ..particles import as_stack
-from ._base import ImageTransformer
+from ._base import ImageTransformer, as_float_images
 from ._geometry import background_weight, inscribed_radius, ring_index
 
 __all__ = ["NoiseWhitener", "noise_spectrum", "ring_weights", "whiten_images"]
@@ -239,8 +239,7 @@ def whiten_images(images, spectrum, *, inverse=False):
     >>> round(float(whiten_images(images, np.full(17, 9.0)).std()), 1)
     1.0
     """
-    images = np.asarray(images)
-    images = images.astype(np.float64 if images.dtype == np.float64 else np.float32, copy=False)
+    images = as_float_images(images)
     image_shape = images.shape[1:]
     factor = np.sqrt(ring_weights(spectrum, image_shape, half=True).astype(np.float64))
     if inverse:
@@ -305,24 +304,8 @@ class NoiseWhitener(ImageTransformer, auto_wrap_output_keys=None):
         self.radius = radius
         self.edge_width = edge_width
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None):
-        """Estimate the noise's spectrum, reading the images once, in chunks.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, height, width) or (n_images, n_pixels)
-            Images.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : object
-        """
-        stack = self._as_stack(X, reset=True)
+    def _learn(self, stack):
         self.noise_spectrum_ = noise_spectrum(stack, radius=self.radius, edge_width=self.edge_width)
-        return self
 
     def _plan(self, stack):
         return partial(whiten_images, spectrum=self.noise_spectrum_), {}
