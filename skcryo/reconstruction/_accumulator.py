@@ -17,7 +17,7 @@ from .._ext._insertion import divide, insert, shell_sums
 from .._gridding import OVERSAMPLING, deconvolution, kernel, kernel_table, kernel_transform
 from ..ctf import evaluate_ctf
 from ..fourier import shell_index, shift_phases
-from ..projection import _MARGIN, _fold, _Grid
+from ..projection import _MARGIN
 
 __all__ = ["FourierAccumulator", "half_plane", "slice_data", "spherical_mask"]
 
@@ -161,6 +161,35 @@ def spherical_mask(L, radius, edge_width=None):
     mask = 0.5 + 0.5 * np.cos(np.pi * np.clip((distance - radius) / max(edge_width, 1e-6), 0, 1), dtype=np.float32)
     mask.setflags(write=False)
     return mask
+
+
+def _half_spectrum(grid, L):
+    """The sums without margins, opposites included, as ``irfftn`` takes them; (2 L, 2 L, L + 1)."""
+    m = _MARGIN
+
+    def wrapped(part):
+        for axis in (0, 1):
+            part = part.swapaxes(0, axis)
+            if L > m:
+                out = np.concatenate([part[m + L : m + 2 * L], part[m : m + L]])
+                out[L : L + m + 1] += part[m + 2 * L :]
+                out[L - m : L] += part[:m]
+            else:  # margins that go round a small box more than once
+                out = np.zeros((2 * L, *part.shape[1:]), part.dtype)
+                np.add.at(out, np.arange(-L - m, L + m + 1) % (2 * L), part)
+            part = out.swapaxes(0, axis)
+        return part
+
+    half = wrapped(grid[:, :, m : m + L + 1])
+    for i in range(1, m + 1):
+        # F(-k) = conj F(k), and beyond Nyquist F repeats itself
+        if i <= L:
+            half[:, :, i] += wrapped(grid[::-1, ::-1, m - i]).conj()
+            half[:, :, L - i] += wrapped(grid[::-1, ::-1, m + L + i]).conj()
+    # irfftn counts the inner columns twice.
+    half[:, :, 0] *= 2
+    half[:, :, L] *= 2
+    return half
 
 
 class FourierAccumulator:
@@ -456,17 +485,15 @@ class FourierAccumulator:
             Approximate inverse of `operator`: symmetric and positive.
         """
         L = self.L
-        M, m = OVERSAMPLING * L, _MARGIN
+        M = OVERSAMPLING * L
         prior = self._prior(prior)
-        layout = _Grid(L)
-        right = 2 * layout.to_volume(self.numerator)  # points and their opposites
-        half = _fold(self.denominator[:, :, m : m + L + 1], layout._wrapped, M)
-        for i in range(1, m + 1):
-            half[:, :, i] += _fold(self.denominator[:, :, m - i, None], layout._opposed, M)[:, :, 0]
-            half[:, :, L - i] += _fold(self.denominator[:, :, m + L + i, None], layout._opposed, M)[:, :, 0]
-        # irfftn counts the inner columns twice.
-        half[:, :, 0] *= 2
-        half[:, :, L] *= 2
+        place = (np.arange(L) - L // 2) % M
+        right = scipy.fft.irfftn(_half_spectrum(self.numerator, L), s=(M, M, M), norm="forward", overwrite_x=True)
+        right = right[np.ix_(place, place, place)]
+        factors = deconvolution(L).astype(np.float32)
+        for shape in ((-1, 1, 1), (-1, 1), (-1,)):
+            right *= factors.reshape(shape)
+        half = _half_spectrum(self.denominator, L)
         response = scipy.fft.irfftn(half, s=(M, M, M), norm="forward")
         distance = np.minimum(np.arange(M), M - np.arange(M))
         factors = (1 / kernel_transform(np.minimum(distance, 0.99 * L) / M)).astype(np.float32)
@@ -491,9 +518,14 @@ class FourierAccumulator:
         multiplier += strength
 
         def apply(volume, factor):
-            spectrum = scipy.fft.rfftn(volume, s=(M, M, M))
+            # Axis by axis, each padded just before it is transformed and cut right after.
+            spectrum = scipy.fft.rfft(volume, n=M, axis=2)
+            for axis in (1, 0):
+                spectrum = scipy.fft.fft(spectrum, n=M, axis=axis, overwrite_x=True)
             spectrum *= factor
-            return scipy.fft.irfftn(spectrum, s=(M, M, M), overwrite_x=True)[:L, :L, :L]
+            spectrum = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True)[:L]
+            spectrum = scipy.fft.ifft(spectrum, axis=1)[:, :L]
+            return scipy.fft.irfft(spectrum, n=M, axis=2)[:, :, :L]
 
         return (lambda v: apply(v, multiplier)), right, (lambda v: apply(v, inverse))
 
