@@ -75,9 +75,9 @@ def make_parser():
     )
     classify.add_argument(
         "--metric",
-        choices=["sobolev", "w1", "l2"],
-        help="distance between images: sobolev (default; fast, close to w1), w1 (wavelet earth mover's "
-        "distance) or l2",
+        choices=["l2", "sobolev", "w1"],
+        help="distance between images: l2 (default; of images smoothed a little), w1 (wavelet earth mover's distance) "
+        "or sobolev (close to w1, and fast); the last two are for images without CTF",
     )
     classify.add_argument(
         "--max-shift",

@@ -217,6 +217,12 @@ class TestNoiseWhitener:
         whitener = NoiseWhitener().fit(images)
         assert whitener.inverse_transform(whitener.transform(images)) == pytest.approx(images, abs=1e-5)
 
+    def test_a_mean_that_is_removed(self):
+        images = 3 + white_noise(50, 32)
+        kept, removed = (NoiseWhitener(remove_mean=remove).fit(images).transform(images) for remove in (False, True))
+        assert removed.mean(axis=(1, 2)) == pytest.approx(0, abs=1e-5)
+        assert removed == pytest.approx(kept - kept.mean(axis=(1, 2))[:, None, None], abs=1e-4)
+
     def test_is_a_filter_common_to_all_images(self):
         images = white_noise(20, 32)
         whitener = NoiseWhitener().fit(images)

@@ -15,11 +15,13 @@ from ._progress import ProgressReporter
 from ._report import render_report
 from ._run_folder import OUTPUTS, RunFolder, fingerprint, write_text
 
-# Prepared images that take more bytes than this go to a scratch file.
-IN_MEMORY = 2 * 2**30
+# Prepared images that take more bytes than this go to a scratch file; those in memory are there twice.
+IN_MEMORY = 2**30
 # A larger box is cropped in Fourier space to this one unless --downsample says otherwise: the cost of a
 # comparison grows with the area, and noisy images tell classes apart by coarse features.
 DEFAULT_BOX = 64
+# In white noise, and with CTFs, which take away the low frequencies that "sobolev" looks at most.
+DEFAULT_METRIC = "l2"
 
 
 def run(args, argv):
@@ -87,7 +89,7 @@ class Settings:
             raise CommandError(
                 f"--max-shift is {self.max_shift:g} pixels; less than half of the box of {box} is wanted"
             )
-        self.metric = args.metric or default.metric
+        self.metric = args.metric or DEFAULT_METRIC
         self.n_angles = args.n_angles or default.n_angles
         self.max_iter = args.max_iter or default.max_iter
         self.seed = args.seed or 0
@@ -124,6 +126,7 @@ class Settings:
             ("box", f"{self.box} px" + (f", classified at {self.working_box} px" if self.scale != 1 else "")),
             ("contrast", "inverted" if self.invert else "as in the input"),
             ("background of each image", "mean 0, standard deviation 1"),
+            ("noise", "made white for the comparison of images; averages are of the images before that"),
             ("CTF", "used" if self.use_ctf else "not used"),
             ("iterations at most", self.max_iter),
             ("random seed", self.seed),
@@ -164,6 +167,8 @@ def classify(args, argv):
     paths : list of Path
         The files that were written.
     """
+    from ..preprocessing import NoiseWhitener
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stack = load(args)
@@ -183,15 +188,16 @@ def classify(args, argv):
             warnings.simplefilter("always")
             images = prepare(stack, settings, folder.checkpoint)
             warn_of_dark_particles(images, settings.invert)
+            white = NoiseWhitener(remove_mean=True).fit_transform(images)
             progress["preparing"] += clock.lap()
-            estimator = _fit(images, settings, args, folder, progress, clock)
+            estimator = _fit(white, settings, args, folder, progress, clock)
     except (ValueError, FileNotFoundError) as error:
         folder.discard()
         raise CommandError(one_line(error)) from error
     messages = list(dict.fromkeys(str(warning.message) for warning in [*caught, *caught_later]))
     for message in messages:
         note(f"warning: {message}")
-    paths = _write(folder, stack, images, estimator, settings, argv, messages, progress, clock)
+    paths = _write(folder, stack, images, estimator, settings, args, argv, messages, progress, clock)
     return estimator, paths
 
 
@@ -269,13 +275,18 @@ def _fit(images, settings, args, folder, progress, clock):
     return estimator
 
 
-def _write(folder, stack, images, estimator, settings, argv, messages, progress, clock):
+def _write(folder, stack, images, estimator, settings, args, argv, messages, progress, clock):
     """Write all results; return their paths."""
+    from ..alignment import class_averages
     from ..io import save_images, write_star
 
     shifts = estimator.shifts_ * settings.scale
     counts = np.bincount(estimator.labels_, minlength=settings.n_classes)
-    averages = estimator.class_averages_
+    averages, _ = class_averages(
+        images, estimator.labels_, estimator.in_plane_angles_, estimator.shifts_, settings.n_classes,
+        ctf=images.ctf, pixel_size=images.pixel_size,
+        n_jobs=-1 if args.jobs is None else args.jobs,
+    )
     paths = [folder.path / name for name in OUTPUTS]
     star, mrcs, classes, montage, report, _ = paths
     write_star(

@@ -214,7 +214,7 @@ def ring_weights(spectrum, image_shape, *, half=False):
     return (1.0 / spectrum)[ring_index(tuple(image_shape), half=half)].astype(np.float32)
 
 
-def whiten_images(images, spectrum, *, inverse=False):
+def whiten_images(images, spectrum, *, remove_mean=False, inverse=False):
     """Divide each Fourier ring by the noise's standard deviation there.
 
     Parameters
@@ -223,6 +223,8 @@ def whiten_images(images, spectrum, *, inverse=False):
         Images.
     spectrum : array-like of shape (L // 2 + 1,)
         The noise's power by ring, see :func:`noise_spectrum`.
+    remove_mean : bool, default=False
+        Make the mean of each image zero.
     inverse : bool, default=False
         Multiply instead.
 
@@ -244,6 +246,8 @@ def whiten_images(images, spectrum, *, inverse=False):
     factor = np.sqrt(ring_weights(spectrum, image_shape, half=True).astype(np.float64))
     if inverse:
         factor = 1.0 / factor
+    if remove_mean:
+        factor[0, 0] = 0.0
     return scipy.fft.irfft2(scipy.fft.rfft2(images) * factor.astype(images.dtype), s=image_shape)
 
 
@@ -262,6 +266,11 @@ class NoiseWhitener(ImageTransformer, auto_wrap_output_keys=None):
         the circle inscribed in the box. 0 takes every pixel, for images of noise alone and for residuals.
     edge_width : float, default=None
         Width in pixels over which the background's weight rises, inside `radius`. None takes a tenth of it.
+    remove_mean : bool, default=False
+        Take away each image's mean. Noise at frequency zero cannot be told from the level of the background, so it is
+        not made white; where that level was estimated from the corners of the box (:class:`NormalizeBackground`), it is
+        about five times as strong as at other frequencies. Projections of one particle all have one mean: where images
+        are compared, nothing is lost with it.
 
     Attributes
     ----------
@@ -297,21 +306,23 @@ class NoiseWhitener(ImageTransformer, auto_wrap_output_keys=None):
     _parameter_constraints: dict = {
         "radius": [Interval(Real, 0, None, closed="left"), None],
         "edge_width": [Interval(Real, 0, None, closed="left"), None],
+        "remove_mean": ["boolean"],
     }
     _needs_fit = True
 
-    def __init__(self, radius=None, *, edge_width=None):
+    def __init__(self, radius=None, *, edge_width=None, remove_mean=False):
         self.radius = radius
         self.edge_width = edge_width
+        self.remove_mean = remove_mean
 
     def _learn(self, stack):
         self.noise_spectrum_ = noise_spectrum(stack, radius=self.radius, edge_width=self.edge_width)
 
     def _plan(self, stack):
-        return partial(whiten_images, spectrum=self.noise_spectrum_), {}
+        return partial(whiten_images, spectrum=self.noise_spectrum_, remove_mean=self.remove_mean), {}
 
     def inverse_transform(self, X):
-        """Give whitened images their colour back.
+        """Give whitened images their colour back; a mean that was removed stays zero.
 
         Parameters
         ----------
