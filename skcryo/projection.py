@@ -137,7 +137,10 @@ class VolumeProjector:
         self.L = volume.shape[0]
         self.max_frequency = _check_max_frequency(max_frequency)
         self._layout = _Grid(self.L)
-        self._grid = self._layout.from_volume(volume).view(np.float32)
+        # The oversampled transform as the kernels of `_ext` take it: frequency zero is at `n_half` along z and
+        # y and at `margin` along x, complex numbers are pairs.
+        self.grid = self._layout.from_volume(volume).view(np.float32)
+        self.n_half, self.margin = self._layout.n_half, _MARGIN
         self._points, self._targets = _half_points(self.L, self.max_frequency)
 
     def half_spectra(self, rotations):
@@ -153,13 +156,41 @@ class VolumeProjector:
         """
         out = np.zeros((len(rotations), self.L, self.L // 2 + 1), dtype=np.complex64)
         gather(
-            self._grid,
+            self.grid,
             np.ascontiguousarray(rotations, dtype=np.float64),
             self._points,
             self._targets,
             kernel_table(),
-            _MARGIN,
-            self._layout.n_half,
+            self.margin,
+            self.n_half,
+            _pairs(out, len(rotations)),
+        )
+        return out
+
+    def slices(self, rotations, points):
+        """Central slices about the centre of the volume, at points of choice.
+
+        Parameters
+        ----------
+        rotations : array-like of shape (n, 3, 3)
+        points : array-like of shape (n_points, 2)
+            (kx, ky) in cycles per box, not necessarily whole.
+
+        Returns
+        -------
+        slices : ndarray of shape (n, n_points), complex64
+            As values of ``fft2`` of the projections, with phases counted from their centres.
+        """
+        points = OVERSAMPLING * np.ascontiguousarray(points, dtype=np.float64)
+        out = np.empty((len(rotations), len(points)), dtype=np.complex64)
+        gather(
+            self.grid,
+            np.ascontiguousarray(rotations, dtype=np.float64),
+            points,
+            np.arange(len(points)),
+            kernel_table(),
+            self.margin,
+            self.n_half,
             _pairs(out, len(rotations)),
         )
         return out

@@ -1,0 +1,134 @@
+"""Images as a likelihood sees them: the half plane of their Fourier transform, the noise made white."""
+
+import numpy as np
+import scipy.fft
+
+from ..ctf import evaluate_ctf
+from ..fourier import shift_phases
+from ..particles import iter_chunks
+from ..preprocessing import ring_weights
+
+__all__ = ["FourierImages", "half_plane"]
+
+
+def half_plane(max_ring):
+    """One of each pair of opposite frequencies inside a disc, without zero, from low to high.
+
+    Parameters
+    ----------
+    max_ring : float
+        Radius of the disc, in cycles per box; points on it belong to it.
+
+    Returns
+    -------
+    points : ndarray of shape (n_points, 2), float64
+        (kx, ky), whole cycles per box, by rising radius: a smaller disc is a prefix.
+
+    Examples
+    --------
+    >>> from skcryo.alignment import half_plane
+    >>> half_plane(1).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    top = int(max_ring)
+    ky, kx = np.mgrid[-top : top + 1, 0 : top + 1]
+    keep = (kx**2 + ky**2 <= max_ring**2) & ((kx > 0) | (ky > 0))
+    kx, ky = kx[keep], ky[keep]
+    order = np.lexsort((ky, kx, kx**2 + ky**2))
+    return np.stack([kx[order], ky[order]], axis=1).astype(np.float64)
+
+
+class FourierImages:
+    """Fourier coefficients of images in units of the noise, with the filter that a clean slice goes through.
+
+    Image i at frequency k is ``contrast * filters[i] * exp(-2 pi i k . shift / L) * slice(k) + noise``, where
+    the noise has variance 1 (of real and imaginary part together). Zero frequency is left out: the mean of an
+    image tells of its background, not of its pose.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_images, n_points), complex64
+        Coefficients, phases counted from the centre pixel ``L // 2``, over the noise's standard deviation.
+    filters : ndarray of shape (n_images, n_points) or (1, n_points), float32
+        CTF over the noise's standard deviation; one row if it is the same for all.
+    points : ndarray of shape (n_points, 2), float64
+        See :func:`half_plane`.
+    L : int
+        Box in pixels: the unit of the shifts.
+
+    See Also
+    --------
+    fourier_images : Makes one from a stack.
+    """
+
+    def __init__(self, values, filters, points, L):
+        self.values = values
+        self.filters = filters
+        self.points = points
+        self.radii = np.hypot(points[:, 0], points[:, 1])
+        self.rings = np.rint(self.radii).astype(np.int64)
+        self.L = L
+
+    def __len__(self):
+        return len(self.values)
+
+    def n_points(self, band):
+        """How many points lie within `band` cycles per box: a prefix."""
+        return int(np.searchsorted(self.radii, band * (1 + 1e-12), side="right"))
+
+    def take(self, index):
+        """Some of the images: a slice makes a view, an array a copy."""
+        filters = self.filters if len(self.filters) == 1 else self.filters[index]
+        return FourierImages(self.values[index], filters, self.points, self.L)
+
+    def rescaled(self, factors):
+        """The same images in other units of the noise, factors of shape (n_points,) or (n_images, 1)."""
+        factors = np.asarray(factors, dtype=np.float32)
+        return FourierImages(self.values * factors, self.filters * factors, self.points, self.L)
+
+    @classmethod
+    def from_stack(cls, stack, spectrum, max_ring, *, ctf=None, pixel_size=None, chunk_size=None):
+        """Transform and whiten a stack, reading it once, in chunks.
+
+        Parameters
+        ----------
+        stack : ParticleStack or ndarray of shape (n_images, L, L)
+        spectrum : array-like of shape (L // 2 + 1,)
+            Power of the noise by ring, as of :func:`skcryo.preprocessing.noise_spectrum`.
+        max_ring : float
+            Highest frequency that is kept, in cycles per box.
+        ctf : structured array of shape (n_images,), default=None
+        pixel_size : float, default=None
+            Angstrom; needed with a `ctf`.
+        chunk_size : int, default=None
+            Images read at a time.
+
+        Returns
+        -------
+        FourierImages
+        """
+        n, L, _ = stack.shape
+        points = half_plane(min(max_ring, (L - 1) // 2))
+        column = points[:, 0].astype(np.int64)
+        row = points[:, 1].astype(np.int64) % L
+        # E|FFT|^2 = L^2 times the spectrum
+        inverse_std = np.sqrt(ring_weights(spectrum, L, half=True)[row, column]).astype(np.float32)
+        phase_y, phase_x = shift_phases(np.full((1, 2), -(L // 2)), L)
+        to_centre = (phase_y[0, row] * phase_x[0, column] * inverse_std / L).astype(np.complex64)
+        values = np.empty((n, len(points)), dtype=np.complex64)
+        filters = np.empty((n if ctf is not None else 1, len(points)), dtype=np.float32)
+        for where, chunk in iter_chunks(stack, chunk_size=chunk_size):
+            chunk = np.asarray(chunk, dtype=np.float32)
+            values[where] = scipy.fft.rfft2(chunk)[:, row, column] * to_centre
+            if ctf is not None:
+                filters[where] = evaluate_ctf(ctf[where], L, pixel_size, half=True)[:, row, column]
+        if ctf is None:
+            filters[:] = 1
+        filters *= inverse_std / np.float32(L)
+        return cls(values, filters, points, L)
+
+    def centred_phases(self, shifts, n_points=None):
+        """Factors that undo shifts, of shape (len(shifts), n_points), complex64."""
+        points = self.points[:n_points]
+        angle = (2 * np.pi / self.L) * (np.asarray(shifts, dtype=np.float64) @ points.T)
+        return np.exp(1j * angle).astype(np.complex64)

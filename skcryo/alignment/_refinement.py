@@ -1,0 +1,160 @@
+"""Levenberg-Marquardt on poses and shifts against a volume."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from joblib import Parallel, delayed
+from scipy.spatial.transform import Rotation
+
+from .._ext._poses import normal_equations as _normal_equations
+from .._gridding import OVERSAMPLING, kernel_table
+
+__all__ = ["PoseFit", "pose_normal_equations", "refine_poses"]
+
+# Images in a task: fixed, so that results do not depend on the number of threads.
+_BLOCK = 100
+_MAX_TURN = 0.15  # radians a step
+_MAX_MOVE = 1.5  # pixels a step
+
+
+@dataclass
+class PoseFit:
+    """Poses with how well they fit.
+
+    Attributes
+    ----------
+    rotations : ndarray of shape (n, 3, 3)
+    shifts : ndarray of shape (n, 2)
+        In pixels.
+    error : ndarray of shape (n,)
+        Squared residual in units of the noise: minus the log-likelihood, up to a constant.
+    cross, power : ndarray of shape (n,)
+        ``Re <model, image>`` and ``|model|^2`` at contrast 1; the best contrast is their ratio.
+    """
+
+    rotations: np.ndarray
+    shifts: np.ndarray
+    error: np.ndarray
+    cross: np.ndarray
+    power: np.ndarray
+
+    def take_better(self, other):
+        """Replace, in place, each pose by that of `other` where that fits better."""
+        better = other.error < self.error
+        for name in ("rotations", "shifts", "error", "cross", "power"):
+            getattr(self, name)[better] = getattr(other, name)[better]
+
+
+def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None, band=None):
+    """Residual, gradient and Gauss-Newton matrix of every image at its pose.
+
+    Parameters
+    ----------
+    images : FourierImages of n images
+    projector : VolumeProjector
+    rotations : ndarray of shape (n, 3, 3)
+    shifts : ndarray of shape (n, 2)
+    contrast : ndarray of shape (n,), default=None
+    band : float, default=None
+        Highest frequency used, in cycles per box of the images.
+
+    Returns
+    -------
+    hessian : ndarray of shape (n, 5, 5)
+        ``Re J* J`` by (rotation vector w on the right, ``R exp([w]x)``, in radians; shift in pixels).
+    gradient : ndarray of shape (n, 5)
+        ``Re J* residual``: the step is ``hessian^-1 gradient``.
+    sums : ndarray of shape (n, 3)
+        Squared residual, ``Re <model, image>``, ``|model|^2``, the last two at contrast 1.
+    """
+    n = len(images)
+    n_points = len(images.points) if band is None else images.n_points(band)
+    contrast = np.ones(n) if contrast is None else np.ascontiguousarray(contrast, dtype=np.float64)
+    hessian, gradient, sums = np.empty((n, 5, 5)), np.empty((n, 5)), np.empty((n, 3))
+    values = np.ascontiguousarray(images.values[:, :n_points])
+    _normal_equations(
+        projector.grid,
+        projector.margin,
+        projector.n_half,
+        kernel_table(),
+        np.ascontiguousarray(rotations, dtype=np.float64),
+        np.ascontiguousarray(shifts, dtype=np.float64),
+        values.view(np.float32),
+        np.ascontiguousarray(images.filters[:, :n_points]),
+        contrast,
+        np.ascontiguousarray(images.points[:n_points]),
+        float(OVERSAMPLING),
+        2 * np.pi / images.L,
+        hessian,
+        gradient,
+        sums,
+    )
+    return hessian, gradient, sums
+
+
+def refine_poses(
+    images, projector, rotations, shifts, *, contrast=None, band=None, n_steps=3, refine_shifts=True, n_jobs=None
+):
+    """Levenberg-Marquardt on SO(3) x R^2, image by image.
+
+    Parameters
+    ----------
+    images : FourierImages of n images
+    projector : VolumeProjector
+        The volume; its box may be smaller than the images' (cropped in Fourier space).
+    rotations : ndarray of shape (n, 3, 3)
+    shifts : ndarray of shape (n, 2)
+        Where to start.
+    contrast : ndarray of shape (n,), default=None
+        Held fixed.
+    band : float, default=None
+        Highest frequency used, in cycles per box.
+    n_steps : int, default=3
+        Steps tried. One is taken only where it lowers the error.
+    refine_shifts : bool, default=True
+    n_jobs : int, default=None
+        Threads. The result does not depend on it.
+
+    Returns
+    -------
+    PoseFit
+    """
+    n = len(images)
+    contrast = np.ones(n) if contrast is None else np.asarray(contrast)
+    blocks = [slice(i, min(i + _BLOCK, n)) for i in range(0, n, _BLOCK)]
+    parts = Parallel(n_jobs=n_jobs, prefer="threads")(
+        delayed(_refine_block)(
+            images.take(where), projector, rotations[where], shifts[where], contrast[where], band, n_steps, refine_shifts
+        )
+        for where in blocks
+    )
+    if not parts:
+        return PoseFit(*(np.empty((0, *shape)) for shape in ((3, 3), (2,), (), (), ())))
+    return PoseFit(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def _refine_block(images, projector, rotations, shifts, contrast, band, n_steps, refine_shifts):
+    rotations, shifts = np.array(rotations, dtype=np.float64), np.array(shifts, dtype=np.float64)
+    n, size = len(images), 5 if refine_shifts else 3
+    damping = np.full(n, 1e-2)
+    options = {"contrast": contrast, "band": band}
+    hessian, gradient, sums = pose_normal_equations(images, projector, rotations, shifts, **options)
+    diagonal = np.arange(size)
+    for _ in range(n_steps):
+        damped = hessian[:, :size, :size].copy()
+        damped[:, diagonal, diagonal] *= 1 + damping[:, None]
+        damped[:, diagonal, diagonal] += 1e-9 + 1e-9 * hessian[:, diagonal, diagonal].max(axis=1, keepdims=True)
+        step = np.linalg.solve(damped, gradient[:, :size, None])[..., 0]
+        turn = step[:, :3]
+        turn *= np.minimum(_MAX_TURN / np.maximum(np.linalg.norm(turn, axis=1, keepdims=True), 1e-12), 1)
+        new_rotations = rotations @ Rotation.from_rotvec(turn).as_matrix()
+        new_shifts = shifts + np.clip(step[:, 3:], -_MAX_MOVE, _MAX_MOVE) if refine_shifts else shifts
+        new_hessian, new_gradient, new_sums = pose_normal_equations(
+            images, projector, new_rotations, new_shifts, **options
+        )
+        better = new_sums[:, 0] < sums[:, 0]
+        rotations[better] = new_rotations[better]
+        shifts[better] = new_shifts[better]
+        hessian[better], gradient[better], sums[better] = new_hessian[better], new_gradient[better], new_sums[better]
+        damping = np.where(better, damping / 5, damping * 10)
+    return rotations, shifts, sums[:, 0], sums[:, 1], sums[:, 2]
