@@ -1,4 +1,4 @@
-"""Pictures of fitted estimators: class averages, angular coverage.
+"""Pictures of fitted estimators: class averages, angular coverage, volumes and how far they can be trusted.
 
 Every display follows scikit-learn's pattern: a ``from_...`` constructor that draws at once and returns an
 object whose ``plot`` draws again with other options. matplotlib is imported when something is drawn,
@@ -7,5 +7,7 @@ never before.
 
 from ._angular_coverage import AngularCoverageDisplay
 from ._class_averages import ClassAveragesDisplay
+from ._fsc import FSCDisplay
+from ._volume_slices import VolumeDisplay
 
-__all__ = ["AngularCoverageDisplay", "ClassAveragesDisplay"]
+__all__ = ["AngularCoverageDisplay", "ClassAveragesDisplay", "FSCDisplay", "VolumeDisplay"]
