@@ -145,10 +145,18 @@ class FSCDisplay:
             raise ValueError(
                 f"{type(last).__name__} has no fsc_; a fitted estimator of volumes is wanted (call fit first)"
             )
-        curves, names = [curve], None
+        curves, names, threshold = [curve], ["half maps"], [0.143]
         if truth is not None:
-            curves, names = [curve, fsc(last.volume_, truth)], ["half maps", "volume and truth"]
-        display = cls(curves, box_size=len(last.volume_), pixel_size=getattr(last, "pixel_size_", None), names=names)
+            curves.append(fsc(last.volume_, truth))
+            names.append("volume and truth")
+            threshold.append(0.5)
+        display = cls(
+            curves,
+            box_size=len(last.volume_),
+            pixel_size=getattr(last, "pixel_size_", None),
+            names=names,
+            threshold=threshold,
+        )
         return display.plot(**plot_options)
 
     def plot(self, ax=None):
