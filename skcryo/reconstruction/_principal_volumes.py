@@ -1,0 +1,400 @@
+"""Principal volumes: probabilistic principal component analysis of what varies between particles of known pose."""
+
+import warnings
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import scipy.fft
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+
+from .._gridding import OVERSAMPLING, deconvolution, kernel_transform
+from ..projection import VolumeProjector
+from ._ab_initio_start import signal_power
+from ._accumulator import _NORM, FourierAccumulator, _half_spectrum, spherical_mask
+
+__all__ = ["PrincipalVolumes", "coordinates", "principal_volumes"]
+
+# Images in a task: fixed, so that results do not depend on the number of threads.
+_BLOCK = 200
+_CHUNK = 1000
+_FIRST_STEPS, _STEPS = 12, 6  # of conjugate gradients
+
+
+@dataclass
+class PrincipalVolumes:
+    """Mean and principal volumes, and where each image lies among them.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (box, box, box), float32
+    components : ndarray of shape (n_components, box, box, box), float32
+        Scaled for coordinates of prior variance one; by falling power, uncorrelated in the images, the strongest voxel
+        of each positive.
+    coordinates : ndarray of shape (n_images, n_components), float64
+        Mean of each image's posterior under the prior N(0, 1).
+    covariance : ndarray of shape (n_images, n_components, n_components), float64
+        Of the posterior.
+    variances : ndarray of shape (n_components,), float64
+        Power of each component in the images over the power of the mean.
+    log_likelihood : list of float
+        Log-likelihood of an image (mean over images, without terms that no volume changes), the regularisation's
+        share included, before each update.
+    n_iter : int
+    converged : bool
+    band, mask_radius, contrast_std : float
+        Cycles per box, pixels of `mean`, and what the contrasts may be off by.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    coordinates: np.ndarray
+    covariance: np.ndarray
+    variances: np.ndarray
+    log_likelihood: list
+    n_iter: int
+    converged: bool
+    band: float
+    mask_radius: float
+    contrast_std: float
+
+    def volume(self, z):
+        """The volume at coordinates z of shape (n_components,)."""
+        return self.mean + np.tensordot(np.asarray(z, dtype=np.float32), self.components, axes=1)
+
+
+class _Data:
+    """What the likelihood needs of the images: spectra moved to the centre times filter, and filter squared."""
+
+    def __init__(self, images, rotations, shifts, contrast, band):
+        n, n_points = len(images), images.n_points(band)
+        self.points = images.points[:n_points]
+        self.rotations = np.ascontiguousarray(rotations, dtype=np.float64)
+        self.values = np.empty((n, n_points), dtype=np.complex64)
+        self.squares = np.empty((n, n_points), dtype=np.float32)
+        self.power = np.empty(n)
+        contrast = np.ones(n) if contrast is None else np.asarray(contrast)
+        for start in range(0, n, _CHUNK):
+            where = slice(start, min(start + _CHUNK, n))
+            part = images.take(where)
+            filters = part.filters[:, :n_points] * contrast[where, None].astype(np.float32)
+            values = part.values[:, :n_points]
+            self.power[where] = np.square(np.abs(values)).sum(axis=1, dtype=np.float64)
+            self.values[where] = values * part.centred_phases(shifts[where], n_points) * filters
+            self.squares[where] = np.square(filters)
+
+    def __len__(self):
+        return len(self.values)
+
+
+# ------------------------------------------------------------------------------------------------- latent variables
+def _products(data, volumes, n_jobs):
+    """``2 Re <slice_j, image>`` and ``2 Re <slice_j, slice_l>`` of all images, through their filters."""
+    projectors = [VolumeProjector(volume) for volume in volumes]
+    n, size = len(data), len(volumes)
+    cross, gram = np.empty((n, size)), np.empty((n, size, size))
+
+    def block(where):
+        slices = np.stack([p.slices(data.rotations[where], data.points) for p in projectors], axis=1)
+        # Re <a, b> is the product of the pairs of real numbers
+        pairs = slices.view(np.float32)
+        weighted = pairs * np.repeat(data.squares[where], 2, axis=1)[:, None]
+        values = data.values[where].view(np.float32)
+        cross[where] = 2 * (pairs @ values[:, :, None])[..., 0]
+        gram[where] = 2 * (weighted @ pairs.swapaxes(1, 2))
+
+    joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(
+        joblib.delayed(block)(slice(i, min(i + _BLOCK, n))) for i in range(0, n, _BLOCK)
+    )
+    return cross, 0.5 * (gram + gram.swapaxes(1, 2))
+
+
+def _posterior(power, cross, gram, contrast_std):
+    """Posterior of ``(contrast error, z)`` in closed form, and each image's log-likelihood.
+
+    Returns
+    -------
+    mean : ndarray of shape (n, 1 + q)
+        Contrast over the assumed one first, then z.
+    covariance : ndarray of shape (n, 1 + q, 1 + q)
+    log_likelihood : ndarray of shape (n,)
+    """
+    n, size = cross.shape
+    residual = power - cross[:, 0] + 0.5 * gram[:, 0, 0]
+    first = 0 if contrast_std > 0 else 1
+    slope = (cross - gram[:, :, 0])[:, first:]
+    hessian = gram[:, first:, first:].copy()
+    diagonal = np.arange(size - first)
+    prior = np.ones(size - first)
+    if first == 0:
+        prior[0] = 1 / contrast_std**2
+    hessian[:, diagonal, diagonal] += prior
+    inverse = np.linalg.inv(hessian)
+    mean, covariance = np.zeros((n, size)), np.zeros((n, size, size))
+    mean[:, first:] = (inverse @ slope[:, :, None])[..., 0]
+    covariance[:, first:, first:] = inverse
+    log_likelihood = -residual + 0.5 * (slope * mean[:, first:]).sum(axis=1)
+    log_likelihood += 0.5 * (np.log(prior).sum() - np.linalg.slogdet(hessian)[1])
+    mean[:, 0] += 1
+    return mean, covariance, log_likelihood
+
+
+# ----------------------------------------------------------------------------------------------------------- volumes
+class _NormalEquations:
+    """Regularised least squares for several volumes that share the images, inside a mask.
+
+    The expected data term is a quadratic form: for volumes j and l a convolution, with the transform of the
+    denominator with weights ``<z_j z_l>`` as kernel. All are solved together by conjugate gradients, preconditioned
+    by dividing each volume by its own density.
+    """
+
+    def __init__(self, data, first, second, box, priors, mask, n_jobs):
+        size = first.shape[1]
+        self.box, self.mask = box, mask
+        M = OVERSAMPLING * box
+        place = (np.arange(box) - box // 2) % M
+        square = np.minimum(np.arange(M), M - np.arange(M)).astype(np.float64) ** 2
+        shell = np.sqrt(square[:, None, None] + square[:, None] + square[: box + 1]) / OVERSAMPLING
+        tiny = np.finfo(np.float32).tiny
+        self.right = np.empty((size, box, box, box), dtype=np.float32)
+        self.multipliers = np.empty((size, size, M, M, box + 1), dtype=np.float32)
+        self.inverse = np.empty((size, M, M, box + 1), dtype=np.float32)
+        self.strength = np.empty_like(self.inverse)
+        factors = deconvolution(box).astype(np.float32)
+        for j in range(size):
+            for k in range(j, size):
+                sums = FourierAccumulator(box)
+                _insert(sums, data, first[:, k] if j == 0 else None, second[:, j, k], n_jobs)
+                half, self.multipliers[j, k] = _convolution(sums)
+                self.multipliers[k, j] = self.multipliers[j, k]
+                if j == 0:
+                    right = scipy.fft.irfftn(_half_spectrum(sums.numerator, box), s=(M, M, M), norm="forward")
+                    right = right[np.ix_(place, place, place)]
+                    self.right[k] = right * factors[:, None, None] * factors[:, None] * factors * mask
+                if j == k:
+                    strength = box**3 * np.interp(shell, np.arange(len(priors[j])), priors[j])
+                    self.strength[j] = strength
+                    self.inverse[j] = 1 / np.maximum(half * np.float32(box**3 / _NORM) + strength, tiny)
+            self.multipliers[j, j] += self.strength[j]
+
+    def _transform(self, volumes):
+        M = OVERSAMPLING * self.box
+        spectra = scipy.fft.rfft(volumes, n=M, axis=3)
+        for axis in (2, 1):
+            spectra = scipy.fft.fft(spectra, n=M, axis=axis, overwrite_x=True)
+        return spectra
+
+    def _back(self, spectra):
+        box = self.box
+        spectra = scipy.fft.ifft(spectra, axis=1, overwrite_x=True)[:, :box]
+        spectra = scipy.fft.ifft(spectra, axis=2)[:, :, :box]
+        return scipy.fft.irfft(spectra, n=OVERSAMPLING * box, axis=3)[..., :box]
+
+    def apply(self, volumes):
+        """The quadratic form's matrix times volumes, which stand for ``mask * volumes``."""
+        spectra = self._transform(volumes * self.mask)
+        out = np.empty_like(spectra)
+        for j, row in enumerate(self.multipliers):
+            out[j] = row[0] * spectra[0]
+            for k in range(1, len(row)):
+                out[j] += row[k] * spectra[k]
+        return self._back(out) * self.mask
+
+    def penalty(self, volumes):
+        """What the prior takes from the log-likelihood, for volumes that are masked."""
+        return penalty(volumes, self.strength)
+
+    def solve(self, volumes, n_steps):
+        """Conjugate gradients from `volumes`, before the mask."""
+        residual = self.right - self.apply(volumes)
+        z = self._back(self._transform(residual) * self.inverse)
+        direction, power = z.copy(), float(np.vdot(residual, z))
+        for _ in range(n_steps):
+            image = self.apply(direction)
+            curvature = float(np.vdot(direction, image))
+            if not curvature > 0 or not power > 0:
+                break
+            step = np.float32(power / curvature)
+            volumes = volumes + step * direction
+            residual = residual - step * image
+            z = self._back(self._transform(residual) * self.inverse)
+            previous, power = power, float(np.vdot(residual, z))
+            direction = z + np.float32(power / previous) * direction
+        return volumes
+
+
+def penalty(volumes, strength):
+    """Half the quadratic form of a prior, ``sum_k prior(k) |V(k)|^2 / 2``."""
+    box = volumes.shape[-1]
+    total = 0.0
+    for volume, weight in zip(volumes, strength):
+        power = np.square(np.abs(scipy.fft.rfftn(volume, s=(OVERSAMPLING * box,) * 3))) * weight
+        total += 2 * power.sum(dtype=np.float64) - (power[..., 0] + power[..., box]).sum(dtype=np.float64)
+    return 0.5 * total / (OVERSAMPLING * box) ** 3
+
+
+def _insert(sums, data, first, second, n_jobs):
+    """Images with weights `first` (None: none) and filters squared with weights `second`, in fixed chunks."""
+    for start in range(0, len(data), _CHUNK):
+        where = slice(start, min(start + _CHUNK, len(data)))
+        squares = data.squares[where] * second[where, None].astype(np.float32)
+        if first is None:
+            values = np.zeros(squares.shape, dtype=np.complex64)
+        else:
+            values = data.values[where] * first[where, None].astype(np.float32)
+        sums.add(values, squares, data.rotations[where], data.points, n_jobs=n_jobs)
+
+
+def _convolution(sums):
+    """Half the denominator, and the multiplier of the convolution that it stands for."""
+    L = sums.L
+    M = OVERSAMPLING * L
+    half = _half_spectrum(sums.denominator, L)
+    response = scipy.fft.irfftn(half, s=(M, M, M), norm="forward")
+    distance = np.minimum(np.arange(M), M - np.arange(M))
+    factors = (1 / kernel_transform(np.minimum(distance, 0.99 * L) / M)).astype(np.float32)
+    response *= factors[:, None, None]
+    response *= factors[:, None]
+    response *= factors
+    response[L] = response[:, L] = response[:, :, L] = 0  # a distance that two voxels cannot have
+    return half, scipy.fft.rfftn(response, overwrite_x=True).real
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+def principal_volumes(
+    images, rotations, shifts, contrast=None, *, n_components=1, band=10.0, mask_radius, power=None, share=0.05,
+    contrast_std=0.1, random_state=None, max_iter=40, tol=0.005, n_jobs=1,
+):
+    """Fit ``image_i = contrast_i CTF_i slice_i(V_0 + sum_j z_ij V_j) + noise`` by expectation-maximisation.
+
+    Parameters
+    ----------
+    images : FourierImages
+    rotations, shifts : ndarray of shape (n, 3, 3) and (n, 2)
+        Poses, held fixed.
+    contrast : ndarray of shape (n,), default=None
+    n_components : int, default=1
+    band : float, default=10
+        Highest frequency used, in cycles per box. The parts of a molecule that move are large: what lies beyond
+        tells little about z and takes its time.
+    mask_radius : float
+        Pixels of the images; of a soft ball outside which the volumes are zero.
+    power : ndarray of shape (n_rings,), default=None
+        Signal power by ring, the prior of the mean; None: as the images have it.
+    share : float, default=0.05
+        Power of a component over that of the mean in the components' prior.
+    contrast_std : float, default=0.1
+        What the contrasts may be off by. Without it differences of contrast are a component.
+    random_state : int, RandomState instance or None, default=None
+        The first coordinates are drawn from it.
+    max_iter : int, default=40
+    tol : float, default=0.005
+        Ends when the mean log-likelihood of an image rose by less.
+    n_jobs : int, default=1
+        Threads; the result does not depend on it.
+
+    Returns
+    -------
+    PrincipalVolumes
+        With volumes in a box of ``2 (band + 2)`` voxels, whose frequencies are the images'.
+
+    Notes
+    -----
+    The posterior of z is Gaussian and in closed form, that of a joint error of the contrast beside it. All volumes
+    then minimise the expected squared residual plus the prior together; its steps of conjugate gradients from the
+    last volumes never raise it, so the log-likelihood rises. The
+    likelihood has no other local maxima than the principal volumes themselves but for what regularisation and missing
+    views do, so one start will do.
+
+    References
+    ----------
+    Tipping, Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61 (1999); Tagare, Kucukelbir,
+    Sigworth, Wang, Rao, "Directly reconstructing principal components of heterogeneous particles from cryo-EM
+    images", J. Struct. Biol. 191 (2015).
+    """
+    n, size = len(images), n_components + 1
+    if n_components < 1:
+        raise ValueError(f"n_components is {n_components}; at least 1 is wanted")
+    if n <= n_components:
+        raise ValueError(f"images has {n} images; more than n_components={n_components} are wanted")
+    box = 2 * (int(np.ceil(band)) + 2)
+    mask = spherical_mask(box, float(mask_radius * box / images.L))
+    power = signal_power(images) if power is None else power
+    spectrum = np.interp(np.arange(box // 2 + 1), np.arange(len(power)), power)
+    priors = [1 / spectrum] + [1 / (share * spectrum)] * n_components
+    data = _Data(images, rotations, shifts, contrast, band)
+    random = check_random_state(random_state)
+    first = np.ones((n, size))
+    first[:, 1:] = random.standard_normal((n, n_components))
+    spread = np.zeros((n, size, size))
+    volumes = np.zeros((size, box, box, box), dtype=np.float32)
+    curve, converged, equations = [], False, None
+    for iteration in range(max_iter + 1):
+        if iteration:
+            cross, gram = _products(data, volumes * mask, n_jobs)
+            first, spread, likelihood = _posterior(data.power, cross, gram, contrast_std)
+            curve.append(float((likelihood.sum() - equations.penalty(volumes * mask)) / n))
+            converged = len(curve) > 1 and abs(curve[-1] - curve[-2]) < tol
+            if converged or iteration == max_iter:
+                break
+        second = first[:, :, None] * first[:, None] + spread
+        equations = _NormalEquations(data, first, second, box, priors, mask, n_jobs)
+        volumes = equations.solve(volumes, _STEPS if iteration else _FIRST_STEPS)
+    if not converged:
+        warnings.warn(
+            f"principal_volumes did not converge in max_iter={max_iter} iterations: the log-likelihood of an image "
+            f"last rose by {curve[-1] - curve[-2] if len(curve) > 1 else np.nan:.2g}, tol is {tol:.2g}",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    volumes = volumes * mask
+    turn = _principal_axes(gram, volumes)
+    components = np.tensordot(turn.T.astype(np.float32), volumes[1:], axes=1)
+    rotated = turn.T @ gram[:, 1:, 1:].mean(axis=0) @ turn
+    return PrincipalVolumes(
+        mean=volumes[0],
+        components=components,
+        coordinates=first[:, 1:] @ turn,
+        covariance=turn.T @ spread[:, 1:, 1:] @ turn,
+        variances=np.diag(rotated) / gram[:, 0, 0].mean(),
+        log_likelihood=curve,
+        n_iter=iteration,
+        converged=converged,
+        band=float(band),
+        mask_radius=float(mask_radius * box / images.L),
+        contrast_std=float(contrast_std),
+    )
+
+
+def _principal_axes(gram, volumes):
+    """Rotation of z to components uncorrelated in the images, strongest first, the strongest voxel positive."""
+    values, vectors = np.linalg.eigh(gram[:, 1:, 1:].mean(axis=0))
+    turn = vectors[:, np.argsort(-values, kind="stable")]
+    turned = np.tensordot(turn.T, volumes[1:], axes=1).reshape(turn.shape[1], -1)
+    strongest = np.abs(turned).argmax(axis=1)
+    return turn * np.where(turned[np.arange(len(turned)), strongest] < 0, -1.0, 1.0)
+
+
+def coordinates(images, rotations, shifts, contrast, model, *, n_jobs=1):
+    """Coordinates of images on principal volumes.
+
+    Parameters
+    ----------
+    images : FourierImages
+        Of the same box and units as those of the fit.
+    rotations, shifts : ndarray of shape (n, 3, 3) and (n, 2)
+    contrast : ndarray of shape (n,) or None
+    model : PrincipalVolumes
+    n_jobs : int, default=1
+
+    Returns
+    -------
+    mean : ndarray of shape (n, n_components), float64
+    covariance : ndarray of shape (n, n_components, n_components), float64
+        Of the posterior under the prior N(0, 1). An image's does not depend on the others.
+    """
+    data = _Data(images, rotations, shifts, contrast, model.band)
+    cross, gram = _products(data, [model.mean, *model.components], n_jobs)
+    first, spread, _ = _posterior(data.power, cross, gram, model.contrast_std)
+    return first[:, 1:], spread[:, 1:, 1:]
