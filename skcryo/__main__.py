@@ -25,6 +25,27 @@ Writes into the folder OUT:
 A run that was killed goes on when the same command is given again, and ends with the same classes.
 """
 
+_RECONSTRUCT = """\
+Makes a volume of particles whose poses are known, from refinement in RELION or cryoSPARC, or from skcryo.
+
+The CTF is corrected, two half maps tell how far the volume can be trusted, and the volume is filtered accordingly.
+Writes into the folder OUT:
+  volume.mrc            the volume, voxel size set
+  half1.mrc, half2.mrc  the volumes of the half sets (rlnRandomSubset, or drawn), masked, not filtered
+  fsc.star              the Fourier shell correlation of the half maps
+  fsc.png, slices.png   the same as a plot; central slices and projections (need matplotlib)
+  report.html           pictures, resolution, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same volume.
+"""
+
+_RECONSTRUCT_EXAMPLES = """\
+examples:
+  skcryo reconstruct run_data.star -o volume
+  skcryo reconstruct run_data.star --mask-radius 140A --downsample 128 -o volume
+"""
+
 _EXAMPLES = """\
 examples:
   skcryo classify2d particles.star -k 50 -o classes
@@ -119,11 +140,58 @@ def make_parser():
         "of a finished run, given as STAR, to the STAR file OUT",
     )
     _add_run_options(classify)
+    _add_reconstruct(commands)
     return parser
 
 
+def _add_reconstruct(commands):
+    """The parser of reconstruct."""
+    parser = commands.add_parser(
+        "reconstruct",
+        help="a volume from particles whose poses are known",
+        description=_RECONSTRUCT,
+        epilog=_RECONSTRUCT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("particles", nargs="+", metavar="STAR", help="STAR or .cs files with particles and poses")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "--mask-radius",
+        type=length,
+        metavar="LENGTH",
+        help="radius of the ball that holds the particle, in pixels of the input (60 or 60px) or Angstrom (140A); what "
+        "is outside becomes zero (default: 0.45 of the box)",
+    )
+    parser.add_argument(
+        "--max-resolution", type=positive, metavar="A", help="use nothing finer than this (default: two pixels)"
+    )
+    parser.add_argument(
+        "--downsample", type=integer(8), metavar="BOX", help="reconstruct at this box size (default: that of the input)"
+    )
+    parser.add_argument(
+        "--invert", action="store_true", help="particles are dark on light: change the sign of the images"
+    )
+    parser.add_argument(
+        "--no-normalize",
+        action="store_true",
+        help="take the images as they are, instead of bringing the background of each to mean 0 and standard deviation "
+        "1",
+    )
+    parser.add_argument(
+        "--pixel-size", type=positive, metavar="A", help="pixel size in Angstrom, instead of what the files say"
+    )
+    parser.add_argument("--no-ctf", action="store_true", help="ignore the CTF of the input")
+    parser.add_argument(
+        "--images-dir", metavar="DIR", help="folder that image names in the STAR file are relative to"
+    )
+    parser.add_argument(
+        "--seed", type=integer(0), metavar="N", help="random seed of the half sets (default: 0)"
+    )
+    _add_run_options(parser)
+
+
 def _add_run_options(parser):
-    """Options that demo and classify2d share."""
+    """Options that all commands share."""
     parser.add_argument(
         "--jobs",
         type=jobs,
@@ -162,6 +230,8 @@ def main(argv=None):
     try:
         if args.command == "demo":
             from ._cli._demo import run
+        elif args.command == "reconstruct":
+            from ._cli._reconstruct import run
         elif args.select is not None:
             from ._cli._select import run
         else:

@@ -36,7 +36,11 @@ def unsettled_is_fine():
 
 
 def test_every_script_is_tested():
-    assert {script.name for script in SCRIPTS} == {"classify_particles.py", "grid_search.py"}
+    assert {script.name for script in SCRIPTS} == {
+        "classify_particles.py",
+        "grid_search.py",
+        "reconstruct_volume.py",
+    }
 
 
 def test_classify_particles(tmp_path):
@@ -50,6 +54,14 @@ def test_classify_particles(tmp_path):
     assert labels.min() >= 1 and labels.max() <= 20
     # Classes drawn by lot would have a median of 90 degrees; 20 perfect ones have about 25.
     assert coherence.median < 45
+
+
+def test_reconstruct_volume(tmp_path):
+    fitted, resolution = runpy.run_path(str(EXAMPLES / "reconstruct_volume.py"))["main"](tmp_path)
+    names = ["fsc.png", "particles.mrcs", "particles.star", "slices.png", "views.png", "volume.mrc"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # The box's pixels allow 13; unfiltered, or with poses transposed, it is worse than 100.
+    assert resolution < 40 and fitted.resolution_ < 40
 
 
 def test_grid_search():

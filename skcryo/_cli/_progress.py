@@ -22,9 +22,12 @@ class ProgressReporter:
         Called after each iteration with the inertia, or None where the estimator does not tell it.
     clock : callable, default=time.monotonic
         Returns seconds; for tests.
+    unit : str, default="iteration"
+        What the leaves are called.
     """
 
-    def __init__(self, stream=None, *, on_iteration=None, clock=time.monotonic):
+    def __init__(self, stream=None, *, on_iteration=None, clock=time.monotonic, unit="iteration"):
+        self.unit = unit
         self.stream = sys.stderr if stream is None else stream
         self.on_iteration = on_iteration
         self.clock = clock
@@ -52,7 +55,7 @@ class ProgressReporter:
         total = _leaves_at_most(context)
         inertia = getattr(fitted_estimator, "inertia_", None)
         if self._bar is not None:
-            text = f"iteration {self._done}" + ("" if inertia is None else f", inertia {inertia:.5g}")
+            text = f"{self.unit} {self._done}" + ("" if inertia is None else f", inertia {inertia:.5g}")
             self._bar.update(self._task, completed=self._done, total=total, description=text)
         else:
             self.stream.write(self._line(total, inertia))
@@ -68,7 +71,7 @@ class ProgressReporter:
 
     def _line(self, total, inertia):
         elapsed = self.clock() - self._start
-        line = f"iteration {self._done}" + ("" if total is None else f" of at most {total}")
+        line = f"{self.unit} {self._done}" + ("" if total is None else f" of at most {total}")
         if inertia is not None:
             line += f", inertia {inertia:.5g}"
         line += f", {format_seconds(elapsed)}"

@@ -18,6 +18,8 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em;
 .averages { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 8px; }
 .averages figure { margin: 0; } .averages img { width: 100%; display: block; }
 .averages figcaption { font-size: .85em; } .averages figcaption b { font-weight: 600; }
+.tiles { display: grid; grid-template-columns: repeat(3, minmax(104px, 240px)); gap: 8px; }
+.tiles figure { margin: 0; } .tiles img { width: 100%; display: block; } .tiles figcaption { font-size: .85em; }
 table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
 td:first-child { color: #555; white-space: nowrap; } td:last-child { overflow-wrap: anywhere; }
 .warning { background: #fff3cd; padding: .5em .8em; margin: .4em 0; } svg { max-width: 100%; height: auto; }
@@ -51,8 +53,54 @@ def render_report(*, title, summary, averages, counts, history, sections, warnin
     -------
     page : str
     """
-    text = html.escape
     order = np.argsort(-counts, kind="stable")
+    parts = ["<h2>Class averages</h2><p>Largest class first; class number, then particles.</p>"]
+    parts.append('<div class="averages">')
+    for label, tile in zip(order, grey_levels(averages[order])):
+        caption = f"<b>{label + 1}</b>: {counts[label]}"
+        parts.append(_figure(tile, f"Average of class {label + 1}", caption))
+    parts.append("</div>")
+    parts.append("<h2>Particles in each class</h2>" + _bar_chart(counts[order], order + 1))
+    if history:
+        parts.append("<h2>Convergence</h2>" + _line_chart(history))
+    return _page(title, summary, parts, sections, warnings, next_steps)
+
+
+def render_volume_report(*, title, summary, tiles, curve, box_size, pixel_size, sections, warnings=(), next_steps=()):
+    """Return the report of a volume as HTML.
+
+    Parameters
+    ----------
+    title, summary, sections, warnings, next_steps : as in :func:`render_report`
+    tiles : list of (str, ndarray of shape (L, L), uint8)
+        Pictures of the volume with their captions.
+    curve : array-like of shape (n_shells,)
+        Fourier shell correlation of the half maps.
+    box_size : int
+    pixel_size : float or None
+        Angstrom.
+
+    Returns
+    -------
+    page : str
+    """
+    parts = ["<h2>Volume</h2>", '<div class="tiles">']
+    parts += [_figure(tile, caption, html.escape(caption)) for caption, tile in tiles]
+    parts.append("</div>")
+    parts.append("<h2>Fourier shell correlation of the half maps</h2>" + _fsc_chart(curve, box_size, pixel_size))
+    return _page(title, summary, parts, sections, warnings, next_steps)
+
+
+def _figure(tile, alt, caption):
+    source = base64.b64encode(encode_png(tile)).decode("ascii")
+    return (
+        f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _page(title, summary, body, sections, warnings, next_steps):
+    text = html.escape
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
@@ -60,24 +108,13 @@ def render_report(*, title, summary, averages, counts, history, sections, warnin
         f"<h1>{text(title)}</h1><p>{text(summary)}</p>",
     ]
     parts += [f'<p class="warning">{text(warning)}</p>' for warning in warnings]
-    parts.append("<h2>Class averages</h2><p>Largest class first; class number, then particles.</p>")
-    parts.append('<div class="averages">')
-    for label, tile in zip(order, grey_levels(averages[order])):
-        source = base64.b64encode(encode_png(tile)).decode("ascii")
-        parts.append(
-            f'<figure><img alt="Average of class {label + 1}" src="data:image/png;base64,{source}">'
-            f"<figcaption><b>{label + 1}</b>: {counts[label]}</figcaption></figure>"
-        )
-    parts.append("</div>")
-    parts.append("<h2>Particles in each class</h2>" + _bar_chart(counts[order], order + 1))
-    if history:
-        parts.append("<h2>Convergence</h2>" + _line_chart(history))
+    parts += body
     if next_steps:
         items = "".join(f"<li>{text(what)}: <code>{text(command)}</code></li>" for what, command in next_steps)
         parts.append(f"<h2>Going on</h2><ul>{items}</ul>")
     for heading, rows in sections:
-        body = "".join(f"<tr><td>{text(str(name))}</td><td>{text(str(value))}</td></tr>" for name, value in rows)
-        parts.append(f"<h2>{text(heading)}</h2><table>{body}</table>")
+        table = "".join(f"<tr><td>{text(str(name))}</td><td>{text(str(value))}</td></tr>" for name, value in rows)
+        parts.append(f"<h2>{text(heading)}</h2><table>{table}</table>")
     parts.append("</body></html>\n")
     return "\n".join(parts)
 
@@ -152,4 +189,36 @@ def _line_chart(history):
         f'<text x="{left}" y="{height - 4}">iteration {history[0][0]}</text>'
         f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">iteration {history[-1][0]}</text>'
         f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/>{dots}</svg>'
+    )
+
+
+def _fsc_chart(curve, box_size, pixel_size):
+    """Return a correlation against frequency as SVG, with the line at 0.143."""
+    width, height, left, bottom, top = 900, 260, 60, 40, 12
+    curve = np.asarray(curve, dtype=float)
+    low = min(-0.1, float(curve[1:].min(initial=0.0)))
+    last = len(curve) - 1
+
+    def place(shell, value):
+        x = left + (width - left - 20) * shell / max(last, 1)
+        return x, top + (height - bottom - top) * (1 - value) / (1 - low)
+
+    points = " ".join("{:.1f},{:.1f}".format(*place(k, v)) for k, v in enumerate(curve) if k)
+    unit = "px" if pixel_size is None else "\u00c5"
+    marks = []
+    for shell in sorted({round(last * i / 6) for i in range(1, 7)} - {0}):
+        x, _ = place(shell, 0)
+        told = f"{box_size * (pixel_size or 1.0) / shell:.1f}"
+        marks.append(f'<text x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{told}</text>')
+    for level, style in ((1, ""), (0.143, ' stroke-dasharray="5 4"'), (0, "")):
+        _, y = place(0, level)
+        marks.append(
+            f'<line x1="{left}" x2="{width - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#999"{style}/>'
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{level:g}</text>'
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Fourier shell correlation">'
+        f'{"".join(marks)}<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
+        f"resolution ({unit})</text>"
+        f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/></svg>'
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ._common import CommandError
 
+# Of classify2d.
 OUTPUTS = ("particles.star", "class_averages.mrcs", "classes.star", "montage.png", "report.html", "run.json")
 
 
@@ -26,9 +27,12 @@ class RunFolder:
     key : dict
         What decides the result (arguments and fingerprint of the input), JSON-ready. A run goes on
         only under an equal key.
+    outputs : sequence of str, default=OUTPUTS
+        Names of the files that a finished run leaves, ``run.json`` last.
     """
 
-    def __init__(self, path, key):
+    def __init__(self, path, key, outputs=OUTPUTS):
+        self.outputs = tuple(outputs)
         self.path = Path(path)
         self.key = json.loads(json.dumps(key))
         self.checkpoint = self.path / ".checkpoint"
@@ -69,7 +73,7 @@ class RunFolder:
                 f"{self.path} holds an interrupted run that differs: {difference}. "
                 "Give the same arguments to go on, --restart to begin again, or another --output"
             )
-        present = [name for name in OUTPUTS if (self.path / name).exists()]
+        present = [name for name in self.outputs if (self.path / name).exists()]
         if present and not overwrite:
             what = "a finished run" if "run.json" in present else f"{present[0]}, which is no run of this program"
             raise CommandError(f"{self.path} holds {what}; give --overwrite to replace it, or another --output")
@@ -98,7 +102,7 @@ class RunFolder:
         self.checkpoint.mkdir(parents=True)
         # The new state first: a kill from here on leaves an interrupted run, not a half removed finished one.
         self.record({})
-        for name in ("run.json", *OUTPUTS):
+        for name in ("run.json", *self.outputs):
             (self.path / name).unlink(missing_ok=True)
         return {}
 

@@ -39,7 +39,7 @@ from ._half_sets import HalfSets, chunk_size, fingerprint
 from ._priors import fsc_prior
 
 _CHECKPOINT = "reconstruction"
-_WEAK = 0.05  # prior of the first half maps, of which only the correlation matters, in mean samples per voxel
+_WEAK = 0.05  # prior of the half maps, of which the correlation matters, in mean samples per voxel
 
 
 class FourierReconstructor(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
@@ -78,7 +78,8 @@ class FourierReconstructor(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     volume_ : ndarray of shape (L, L, L), float32
         ``V[z, y, x]``, in units of the images per pixel.
     half_maps_ : ndarray of shape (2, L, L, L), float32
-        Volumes of the half sets, with the same filter and mask.
+        Volumes of the half sets with the same mask but hardly filtered, as programs that sharpen maps want them:
+        filtered first, they would seem to agree where the mask carries strong shells over into weak ones.
     fsc_ : ndarray of shape (L // 2 + 1,), float64
         Fourier shell correlation of the half maps.
     resolution_ : float
@@ -312,13 +313,13 @@ class FourierReconstructor(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         radius = 0.45 * L if self.mask_radius == "auto" else float(self.mask_radius)
         solution = {"mask_radius": radius, "max_frequency": self.max_frequency}
         density = (sums.halves[0].shell_density() + sums.halves[1].shell_density()) / 2
-        weak = [accumulator.solve(_WEAK * density, **solution) for accumulator in sums.halves]
-        prior = fsc_prior(fsc(*weak), density)
-        half_maps = np.stack([accumulator.solve(prior, **solution) for accumulator in sums.halves])
-        whole = sums.halves[0].copy()
-        whole.merge(sums.halves[1])
+        half_maps = np.stack([accumulator.solve(_WEAK * density, **solution) for accumulator in sums.halves])
         curve = fsc(*half_maps)
         curve[int(np.ceil(self.max_frequency * L)) + 1 :] = 0.0
+        prior = fsc_prior(curve, density)
+        whole = sums.halves[0].copy()
+        whole.merge(sums.halves[1])
+        filtered = [accumulator.solve(prior, **solution) for accumulator in sums.halves]
         pixels = fsc_resolution(curve, 0.143, 1.0, box_size=L)
         return {
             "volume_": whole.solve(prior, n_iter=self.n_iter, **solution),
@@ -327,7 +328,7 @@ class FourierReconstructor(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             "prior_": prior,
             "resolution_pixels_": pixels,
             "resolution_": pixels * (self.pixel_size_ or 1.0),
-            "noise_spectrum_": self._noise_spectrum(sums, half_maps),
+            "noise_spectrum_": self._noise_spectrum(sums, filtered),
             "n_images_": sums.n_images,
         }
 
