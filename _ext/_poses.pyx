@@ -1,9 +1,12 @@
-"""Normal equations of poses: how well slices of a volume fit images, and how that changes with pose.
+"""Poses of images: sums over a grid of all poses, and normal equations of single ones.
 
-The volume is on the twice oversampled grid of `_projection`; its interpolant is differentiated exactly.
+`best_shifts` and `spread` read log-likelihoods in two parts, even and odd under half a turn in the plane: a slice's
+conjugate is the slice turned by 180 degrees, so the sum of the parts is the likelihood of one rotation, their
+difference that of another. `normal_equations` tells how well slices of a volume fit images and how that changes with
+pose; the volume is on the twice oversampled grid of `_projection`, its interpolant is differentiated exactly.
 """
 
-from libc.math cimport cos, floor, sin
+from libc.math cimport cos, exp, floor, sin
 
 cdef extern from *:
     """
@@ -54,12 +57,125 @@ cdef extern from *:
             }
         }
     }
+
+    /* The largest of even + odd over rows, and of even - odd where minus is wanted, the first of equals. */
+    static void largest(const float *restrict even, const float *restrict odd, int n_rows, Py_ssize_t n,
+                        float *restrict plus, int *restrict plus_at, float *restrict minus, int *restrict minus_at)
+    {
+        for (Py_ssize_t j = 0; j < n; j++) {
+            plus[j] = even[j] + odd[j];
+            plus_at[j] = 0;
+        }
+        for (int i = 1; i < n_rows; i++) {
+            const float *restrict e = even + i * n, *restrict o = odd + i * n;
+            for (Py_ssize_t j = 0; j < n; j++) {
+                const float value = e[j] + o[j];
+                plus_at[j] = value > plus[j] ? i : plus_at[j];
+                plus[j] = value > plus[j] ? value : plus[j];
+            }
+        }
+        if (minus == NULL)
+            return;
+        for (Py_ssize_t j = 0; j < n; j++) {
+            minus[j] = even[j] - odd[j];
+            minus_at[j] = 0;
+        }
+        for (int i = 1; i < n_rows; i++) {
+            const float *restrict e = even + i * n, *restrict o = odd + i * n;
+            for (Py_ssize_t j = 0; j < n; j++) {
+                const float value = e[j] - o[j];
+                minus_at[j] = value > minus[j] ? i : minus_at[j];
+                minus[j] = value > minus[j] ? value : minus[j];
+            }
+        }
+    }
+
+    static void add_scaled(float *restrict out, const float *restrict x, float factor, Py_ssize_t n)
+    {
+        for (Py_ssize_t j = 0; j < n; j++)
+            out[j] += factor * x[j];
+    }
     """
     enum:
         WIDTH      # taps of the interpolation kernel in each direction
         STRIDE     # a row of the table: WIDTH weights, padded
     void read_gradient(const float* start, Py_ssize_t step_y, Py_ssize_t step_z, const float* w, const float* d,
                        double* out) noexcept nogil
+    void largest(const float* even, const float* odd, int n_rows, Py_ssize_t n, float* plus, int* plus_at,
+                 float* minus, int* minus_at) noexcept nogil
+    void add_scaled(float* out, const float* x, float factor, Py_ssize_t n) noexcept nogil
+
+
+def best_shifts(const float[:, :, ::1] even, const float[:, :, ::1] odd, const float[:, ::1] power,
+                float[:, :, ::1] best, int[:, :, ::1] shift):
+    """The best shift of every image at every rotation.
+
+    even, odd: (n, n_shifts, n_pairs), products of images and slices. power: (n, n_pairs), of the slices. To best
+    (n, m, n_pairs) go the largest log-likelihoods 2 (even + odd) - power and, with m = 2, 2 (even - odd) - power; to
+    shift, of that shape, where they are.
+    """
+    cdef Py_ssize_t n = even.shape[0], n_pairs = even.shape[2], m = best.shape[1], i, j, half
+    cdef int n_shifts = <int> even.shape[1]
+    with nogil:
+        for i in range(n):
+            largest(&even[i, 0, 0], &odd[i, 0, 0], n_shifts, n_pairs, &best[i, 0, 0], &shift[i, 0, 0],
+                    &best[i, 1, 0] if m == 2 else NULL, &shift[i, 1, 0] if m == 2 else NULL)
+            for half in range(m):
+                for j in range(n_pairs):
+                    best[i, half, j] = 2 * best[i, half, j] - power[i, j]
+
+
+def spread(const float[:, :, ::1] even, const float[:, :, ::1] odd, const float[:, ::1] power,
+           const float[:, :, ::1] best, const float[:, :, ::1] values, const float[:, ::1] squares,
+           const long long[:, ::1] rotation, const float[::1] highest, double temperature, double log_negligible,
+           double[::1] weight, long long[::1] place, float[:, ::1] numerator, float[:, ::1] denominator,
+           double[::1] total):
+    """Divide images among poses by their posterior.
+
+    even, odd, power, best: as for `best_shifts`. values: (n, n_shifts, 2 P), filtered images, shifts undone; squares:
+    (n, P), squared filters. rotation: (m, n_pairs), which row of numerator (n_rotations, 2 P) and denominator
+    (n_rotations, P) is added to. highest: (n,), the largest log-likelihoods. weight, place: room for
+    m * n_pairs * n_shifts numbers. To total (n,) goes the sum of likelihoods over that of the best pose. Poses with
+    less than exp(log_negligible) of the best pose's weight get nothing.
+    """
+    cdef Py_ssize_t n = even.shape[0], n_shifts = even.shape[1], n_pairs = even.shape[2], m = best.shape[1]
+    cdef Py_ssize_t n_points = squares.shape[1], i, j, k, s, half, count, column, last
+    cdef float value, top, sign, share, together
+    cdef double least, one
+    with nogil:
+        for i in range(n):
+            top = highest[i]
+            least = top + log_negligible * temperature
+            count = 0
+            total[i] = 0
+            for half in range(m):
+                sign = 1 - 2 * half
+                for j in range(n_pairs):
+                    if not best[i, half, j] > least:
+                        continue
+                    for s in range(n_shifts):
+                        value = 2 * (even[i, s, j] + sign * odd[i, s, j]) - power[i, j]
+                        if value > least:
+                            one = exp((<double> value - top) / temperature)
+                            total[i] += one
+                            weight[count] = one
+                            place[count] = (half * n_pairs + j) * n_shifts + s
+                            count += 1
+            last = -1
+            together = 0
+            for k in range(count + 1):
+                column = place[k] // n_shifts if k < count else -1
+                if column != last:
+                    if last >= 0:
+                        add_scaled(&denominator[rotation[last // n_pairs, last % n_pairs], 0], &squares[i, 0],
+                                   together, n_points)
+                    last = column
+                    together = 0
+                if k < count:
+                    share = <float> (weight[k] / total[i])
+                    together += share
+                    add_scaled(&numerator[rotation[column // n_pairs, column % n_pairs], 0],
+                               &values[i, place[k] % n_shifts, 0], share, 2 * n_points)
 
 
 cdef inline Py_ssize_t _taps(double position, const float[:, ::1] table, float* w, float* d) noexcept nogil:

@@ -1,15 +1,19 @@
 """Search over SO(3) x R^2: all images against all slices, as products of matrices."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from joblib import Parallel, delayed
-from threadpoolctl import threadpool_limits
+from scipy.spatial import cKDTree
+from threadpoolctl import ThreadpoolController
+
+from .._ext._poses import best_shifts as _best_shifts
+from .._ext._poses import spread as _spread
 
 __all__ = ["ExpectedSlices", "PoseCandidates", "expected_slices", "search_poses", "shift_grid"]
 
-# Images in a product. These two are fixed, so that results do not depend on the number of threads.
+# Images in a product, and parts of the whole. Both are fixed, so that results do not depend on the number of threads.
 _BLOCK = 32
 _STRIPES = 8
 # Posterior weights below this share of the largest are left out of the sums.
@@ -83,35 +87,87 @@ class ExpectedSlices:
     log_evidence: np.ndarray
 
 
-class _Products:
-    """Log-likelihoods of blocks of images over the whole grid."""
+def half_turns(rotations):
+    """Pairs of rotations whose slices are each other's conjugates: half a turn in the plane apart.
 
-    def __init__(self, images, projector, rotations, shifts, band, contrast):
-        self.images, self.contrast = images, contrast
+    Returns
+    -------
+    pairs : ndarray of shape (2, n_rotations / 2) or (1, n_rotations), int64
+        Indices; the second form, with every rotation by itself, where not all of them have a partner.
+    """
+    alone = np.arange(len(rotations))[None]
+    if len(rotations) % 2:
+        return alone
+    columns = rotations[:, :, :2].reshape(len(rotations), 6)
+    distance, partner = cKDTree(columns).query(-columns, distance_upper_bound=1e-9)
+    if not np.isfinite(distance).all() or not (partner[partner] == alone[0]).all():
+        return alone
+    first = np.flatnonzero(alone[0] < partner)
+    return np.stack([first, partner[first]])
+
+
+class _Products:
+    """Log-likelihoods of blocks of images over the whole grid.
+
+    ``Re <slice, image>`` is the product of the real parts plus that of the imaginary parts. Half a turn in the plane
+    conjugates a slice, so that the difference of the two is the likelihood of another rotation of the grid.
+    """
+
+    def __init__(self, images, projector, rotations, shifts, band, contrast, n_jobs):
+        rotations, shifts = np.asarray(rotations, dtype=np.float64), np.asarray(shifts, dtype=np.float64)
+        if not len(rotations) or not len(shifts):
+            raise ValueError(f"a grid has at least one pose, got {len(rotations)} rotations and {len(shifts)} shifts")
+        self.images, self.contrast = images, None if contrast is None else np.asarray(contrast)
+        if contrast is not None and self.contrast.shape != (len(images),):
+            raise ValueError(f"contrast must have shape ({len(images)},), one per image, got {self.contrast.shape}")
         self.n_points = images.n_points(band)
-        self.slices = projector.slices(rotations, images.points[: self.n_points])
-        self.pairs = self.slices.view(np.float32)
-        self.power = np.square(np.abs(self.slices)).T
-        self.undo = images.centred_phases(shifts, self.n_points)
         self.n_rotations, self.n_shifts = len(rotations), len(shifts)
+        self.pairs = half_turns(rotations)
+        points, first = images.points[: self.n_points], rotations[self.pairs[0]]
+        parts = _run(lambda where: projector.slices(first[where], points), len(first), n_jobs)
+        slices = np.concatenate(parts)
+        self.real, self.imag = np.ascontiguousarray(slices.real.T), np.ascontiguousarray(slices.imag.T)
+        self.power = np.square(self.real) + np.square(self.imag)
+        self.undo = images.centred_phases(shifts, self.n_points)
         self.block = int(np.clip(_MAX_BYTES // (4 * self.n_rotations * self.n_shifts), 1, _BLOCK))
 
     def blocks(self, where):
-        return (slice(i, min(i + self.block, where.stop)) for i in range(where.start, where.stop, self.block))
+        """Go through the images `where`, a few at a time.
 
-    def log_likelihood(self, where):
-        """Of the images `where`, (n, n_shifts, n_rotations); with them filtered images and squared filters."""
-        filters = self.images.filters[where if len(self.images.filters) > 1 else slice(None), : self.n_points]
-        if self.contrast is not None:
-            filters = filters * np.asarray(self.contrast[where], dtype=np.float32)[:, None]
-        filtered = self.images.values[where, : self.n_points] * filters
-        unshifted = (filtered[:, None] * self.undo).reshape(-1, self.n_points)
-        squares = np.broadcast_to(np.square(filters), filtered.shape)
-        values = unshifted.view(np.float32) @ self.pairs.T
-        values *= 2
-        values = values.reshape(len(filtered), self.n_shifts, self.n_rotations)
-        values -= (squares @ self.power)[:, None]
-        return values, unshifted, squares
+        Yields
+        ------
+        even, odd : ndarray of shape (n, n_shifts, n_pairs)
+        power : ndarray of shape (n, n_pairs)
+            Log-likelihoods are ``2 (even + odd) - power``, with half a turn ``2 (even - odd) - power``.
+        best : ndarray of shape (n, 1 or 2, n_pairs)
+            The largest over all shifts.
+        shift : ndarray of shape (n, 1 or 2, n_pairs)
+            Where.
+        values : ndarray of shape (n, n_shifts, n_points)
+            Filtered images, shifts undone.
+        squares : ndarray of shape (n, n_points)
+            Squared filters.
+        """
+        shape = (min(self.block, where.stop - where.start), self.n_shifts, self.pairs.shape[1])
+        room = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        for start in range(where.start, where.stop, self.block):
+            block = slice(start, min(start + self.block, where.stop))
+            n = block.stop - start
+            filters = self.images.filters[block if len(self.images.filters) > 1 else slice(None), : self.n_points]
+            if self.contrast is not None:
+                filters = filters * self.contrast[block, None].astype(np.float32)
+            filtered = self.images.values[block, : self.n_points] * filters
+            values = filtered[:, None] * self.undo
+            squares = np.ascontiguousarray(np.broadcast_to(np.square(filters), filtered.shape))
+            even, odd = room[0][:n], room[1][:n]
+            for part, slices, out in ((values.real, self.real, even), (values.imag, self.imag, odd)):
+                part = np.ascontiguousarray(part).reshape(n * self.n_shifts, self.n_points)
+                np.matmul(part, slices, out=out.reshape(n * self.n_shifts, -1))
+            power = squares @ self.power
+            best = np.empty((n, *self.pairs.shape), dtype=np.float32)
+            shift = np.empty(best.shape, dtype=np.int32)
+            _best_shifts(even, odd, power, best, shift)
+            yield even, odd, power, best, shift, values, squares
 
 
 def _stripes(n):
@@ -119,12 +175,20 @@ def _stripes(n):
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:]) if b > a]
 
 
-def _run(function, images, n_jobs):
-    with threadpool_limits(1, user_api="blas"):
-        return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(function)(where) for where in _stripes(len(images)))
+@functools.lru_cache(maxsize=1)
+def _threadpools():
+    return ThreadpoolController()  # looks at every library loaded: slow
 
 
-def search_poses(images, projector, rotations, shifts, *, band, n_best=1, contrast=None, n_jobs=None):
+def _run(function, n, n_jobs):
+    """Call a function on stripes of ``range(n)``, in threads."""
+    with _threadpools().limit(limits=1, user_api="blas"):
+        return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(function)(where) for where in _stripes(n))
+
+
+def search_poses(
+    images, projector, rotations, shifts, *, band, n_best=1, contrast=None, contrast_std=None, n_jobs=None
+):
     """The most likely rotations and shifts of a grid, by brute force.
 
     Parameters
@@ -139,6 +203,10 @@ def search_poses(images, projector, rotations, shifts, *, band, n_best=1, contra
     n_best : int, default=1
         Rotations returned for each image, each with its best shift.
     contrast : ndarray of shape (n_images,), default=None
+        Of each image, held fixed. None: 1.
+    contrast_std : float, default=None
+        If given, `contrast` is but a first factor, and each pose is judged at its own most probable contrast, under a
+        normal distribution about 1 of this standard deviation.
     n_jobs : int, default=None
         Threads; the result does not depend on it.
 
@@ -146,38 +214,34 @@ def search_poses(images, projector, rotations, shifts, *, band, n_best=1, contra
     -------
     PoseCandidates
     """
-    products = _Products(images, projector, rotations, shifts, band, contrast)
-    n_best = min(n_best, len(rotations))
+    products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
+    n_best = min(n_best, products.n_rotations)
+    order = np.argsort(products.pairs, axis=None)
 
     def stripe(where):
         found = []
-        for block in products.blocks(where):
-            values = products.log_likelihood(block)[0]
-            shift = values.argmax(axis=1)
-            best = np.take_along_axis(values, shift[:, None], axis=1)[:, 0]
-            rotation = np.argpartition(-best, n_best - 1, axis=1)[:, :n_best] if n_best < best.shape[1] else None
-            if rotation is None:
-                rotation = np.broadcast_to(np.arange(best.shape[1]), best.shape)
+        for _, _, _, best, shift, _, _ in products.blocks(where):
+            best, shift = (part.reshape(len(best), -1)[:, order] for part in (best, shift))
+            rotation = np.argpartition(-best, n_best - 1, axis=1)[:, :n_best]
             chosen = np.take_along_axis(best, rotation, axis=1)
-            order = np.lexsort((rotation, -chosen), axis=1)
-            rotation = np.take_along_axis(rotation, order, axis=1)
-            found.append((
-                rotation,
-                np.take_along_axis(shift, rotation, axis=1),
-                np.take_along_axis(chosen, order, axis=1).astype(np.float64),
-            ))
+            rotation = np.take_along_axis(rotation, np.lexsort((rotation, -chosen), axis=1), axis=1)
+            found.append((rotation, *(np.take_along_axis(part, rotation, axis=1) for part in (shift, best))))
         return [np.concatenate(column) for column in zip(*found)]
 
-    parts = _run(stripe, images, n_jobs)
-    return PoseCandidates(*(np.concatenate(column) for column in zip(*parts)))
+    nothing = np.empty((0, n_best))
+    parts = [(nothing, nothing, nothing), *_run(stripe, len(images), n_jobs)]
+    rotation, shift, log_likelihood = (np.concatenate(column) for column in zip(*parts))
+    return PoseCandidates(rotation.astype(np.int64), shift.astype(np.int64), log_likelihood.astype(np.float64))
 
 
-def expected_slices(images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, n_jobs=None):
+def expected_slices(
+    images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, contrast_std=None, n_jobs=None
+):
     """The expectation step over a grid of poses: every image at every pose, weighted by its posterior.
 
     Parameters
     ----------
-    images, projector, rotations, shifts, band, contrast, n_jobs
+    images, projector, rotations, shifts, band, contrast, contrast_std, n_jobs
         As in :func:`search_poses`.
     temperature : float, default=1.0
         Log-likelihoods are divided by it: above 1, images commit themselves less.
@@ -188,42 +252,41 @@ def expected_slices(images, projector, rotations, shifts, *, band, temperature=1
 
     Notes
     -----
-    All poses of the grid have the same prior. Weights under 1e-4 of an image's largest are dropped, which
-    leaves the maximisation step a sparse product.
+    All poses of the grid have the same prior. Weights under 1e-4 of an image's largest are dropped.
     """
-    products = _Products(images, projector, rotations, shifts, band, contrast)
-    cut = np.float32(np.log(_NEGLIGIBLE) * temperature)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
+    n_points, n_rotations = products.n_points, products.n_rotations
 
     def stripe(where):
-        n_points = products.n_points
-        numerator = np.zeros((products.n_rotations, 2 * n_points), dtype=np.float32)
-        denominator = np.zeros((products.n_rotations, n_points), dtype=np.float32)
+        numerator = np.zeros((n_rotations, 2 * n_points), dtype=np.float32)
+        denominator = np.zeros((n_rotations, n_points), dtype=np.float32)
+        weight = np.empty(n_rotations * products.n_shifts)
+        place = np.empty(len(weight), dtype=np.int64)
         found = []
-        for block in products.blocks(where):
-            values, unshifted, squares = products.log_likelihood(block)
-            n = len(values)
-            flat = values.reshape(n, -1)
+        for even, odd, power, best, shift, values, squares in products.blocks(where):
+            n = len(best)
+            flat = best.reshape(n, -1)
             top = flat.argmax(axis=1)
             highest = flat[np.arange(n), top]
-            image, pose = np.nonzero(flat > (highest + cut)[:, None])
-            weight = np.exp((flat[image, pose].astype(np.float64) - highest[image]) / temperature)
-            total = np.bincount(image, weight, minlength=n)
-            weight = (weight / total[image]).astype(np.float32)
-            shift, rotation = np.divmod(pose, products.n_rotations)
-            shape = (products.n_rotations, n * products.n_shifts)
-            share = scipy.sparse.csr_array((weight, (rotation, image * products.n_shifts + shift)), shape=shape)
-            numerator += share @ unshifted.view(np.float32)
-            share = scipy.sparse.csr_array((weight, (rotation, image)), shape=(products.n_rotations, n))
-            denominator += share @ squares
-            evidence = highest + temperature * np.log(total / flat.shape[1])
-            found.append((top % products.n_rotations, top // products.n_rotations, evidence))
+            total = np.empty(n)
+            _spread(
+                even, odd, power, best, values.view(np.float32), squares, products.pairs, highest, float(temperature),
+                float(np.log(_NEGLIGIBLE)), weight, place, numerator, denominator, total,
+            )
+            evidence = highest + temperature * np.log(total / len(weight))
+            found.append((products.pairs.ravel()[top], shift.reshape(n, -1)[np.arange(n), top], evidence))
         return numerator, denominator, *(np.concatenate(column) for column in zip(*found))
 
-    parts = _run(stripe, images, n_jobs)
-    numerator, denominator = parts[0][:2]
-    for part in parts[1:]:
+    parts = _run(stripe, len(images), n_jobs)
+    numerator = np.zeros((n_rotations, 2 * n_points), dtype=np.float32)
+    denominator = np.zeros((n_rotations, n_points), dtype=np.float32)
+    for part in parts:
         numerator += part[0]
         denominator += part[1]
+    nothing = np.empty(0)
+    rotation, shift, evidence = (np.concatenate([nothing, *(part[i] for part in parts)]) for i in (2, 3, 4))
     return ExpectedSlices(
-        numerator.view(np.complex64), denominator, *(np.concatenate([part[i] for part in parts]) for i in (2, 3, 4))
+        numerator.view(np.complex64), denominator, rotation.astype(np.int64), shift.astype(np.int64), evidence
     )
