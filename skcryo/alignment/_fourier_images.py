@@ -3,8 +3,8 @@
 import numpy as np
 import scipy.fft
 
-from ..ctf import evaluate_ctf
-from ..fourier import shift_phases
+from ..ctf import evaluate_ctf, validate_ctf
+from ..fourier import check_images, shift_phases
 from ..particles import iter_chunks
 from ..preprocessing import ring_weights
 
@@ -30,9 +30,10 @@ def half_plane(max_ring):
     >>> half_plane(1).tolist()
     [[0.0, 1.0], [1.0, 0.0]]
     """
+    max_ring *= 1 + 1e-12
     top = int(max_ring)
     ky, kx = np.mgrid[-top : top + 1, 0 : top + 1]
-    keep = (kx**2 + ky**2 <= max_ring**2) & ((kx > 0) | (ky > 0))
+    keep = (np.hypot(kx, ky) <= max_ring) & ((kx > 0) | (ky > 0))
     kx, ky = kx[keep], ky[keep]
     order = np.lexsort((ky, kx, kx**2 + ky**2))
     return np.stack([kx[order], ky[order]], axis=1).astype(np.float64)
@@ -73,7 +74,7 @@ class FourierImages:
         return len(self.values)
 
     def n_points(self, band):
-        """How many points lie within `band` cycles per box: a prefix."""
+        """How many points lie within `band` cycles per box: a prefix; all of them if the band is beyond."""
         return int(np.searchsorted(self.radii, band * (1 + 1e-12), side="right"))
 
     def take(self, index):
@@ -93,21 +94,38 @@ class FourierImages:
         Parameters
         ----------
         stack : ParticleStack or ndarray of shape (n_images, L, L)
+            Images; a CTF that belongs to the stack is given as `ctf`.
         spectrum : array-like of shape (L // 2 + 1,)
             Power of the noise by ring, as of :func:`skcryo.preprocessing.noise_spectrum`.
         max_ring : float
-            Highest frequency that is kept, in cycles per box.
+            Highest frequency that is kept, in cycles per box; never beyond ``(L - 1) // 2``.
         ctf : structured array of shape (n_images,), default=None
         pixel_size : float, default=None
             Angstrom; needed with a `ctf`.
         chunk_size : int, default=None
-            Images read at a time.
+            Images read at a time; None chooses by memory.
 
         Returns
         -------
         FourierImages
+
+        Raises
+        ------
+        ValueError
+            If a pixel is not finite, or shapes do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skcryo.alignment import FourierImages
+        >>> noise = 3 * np.random.default_rng(0).standard_normal((500, 8, 8))
+        >>> images = FourierImages.from_stack(noise, np.full(5, 9.0), max_ring=2)
+        >>> images.values.shape, images.filters.shape, (np.abs(images.values) ** 2).mean().round(1).item()
+        ((500, 6), (1, 6), 1.0)
         """
-        n, L, _ = stack.shape
+        n, L, _ = check_images(stack, "stack").shape
+        if ctf is not None:
+            ctf = validate_ctf(ctf, n)
         points = half_plane(min(max_ring, (L - 1) // 2))
         column = points[:, 0].astype(np.int64)
         row = points[:, 1].astype(np.int64) % L
@@ -117,8 +135,9 @@ class FourierImages:
         to_centre = (phase_y[0, row] * phase_x[0, column] * inverse_std / L).astype(np.complex64)
         values = np.empty((n, len(points)), dtype=np.complex64)
         filters = np.empty((n if ctf is not None else 1, len(points)), dtype=np.float32)
-        for where, chunk in iter_chunks(stack, chunk_size=chunk_size):
-            chunk = np.asarray(chunk, dtype=np.float32)
+        for where, chunk in iter_chunks(stack, chunk_size=chunk_size, check_finite=True):
+            # A background far from zero would cost digits.
+            chunk = chunk - chunk.mean(axis=(1, 2), keepdims=True)
             values[where] = scipy.fft.rfft2(chunk)[:, row, column] * to_centre
             if ctf is not None:
                 filters[where] = evaluate_ctf(ctf[where], L, pixel_size, half=True)[:, row, column]
@@ -128,7 +147,7 @@ class FourierImages:
         return cls(values, filters, points, L)
 
     def centred_phases(self, shifts, n_points=None):
-        """Factors that undo shifts, of shape (len(shifts), n_points), complex64."""
+        """Factors that undo shifts (x, y) in pixels, of shape (len(shifts), n_points), complex64."""
         points = self.points[:n_points]
         angle = (2 * np.pi / self.L) * (np.asarray(shifts, dtype=np.float64) @ points.T)
         return np.exp(1j * angle).astype(np.complex64)

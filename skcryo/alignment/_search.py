@@ -1,15 +1,14 @@
 """Search over SO(3) x R^2: all images against all slices, as products of matrices."""
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.spatial import cKDTree
-from threadpoolctl import ThreadpoolController
 
 from .._ext._poses import best_shifts as _best_shifts
 from .._ext._poses import spread as _spread
+from ._polar_search import one_blas_thread
 
 __all__ = ["ExpectedSlices", "PoseCandidates", "expected_slices", "search_poses", "shift_grid"]
 
@@ -175,15 +174,10 @@ def _stripes(n):
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:]) if b > a]
 
 
-@functools.lru_cache(maxsize=1)
-def _threadpools():
-    return ThreadpoolController()  # looks at every library loaded: slow
-
-
 def _run(function, n, n_jobs):
     """Call a function on stripes of ``range(n)``, in threads."""
-    with _threadpools().limit(limits=1, user_api="blas"):
-        return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(function)(where) for where in _stripes(n))
+    with one_blas_thread():
+        return Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(function)(where) for where in _stripes(n))
 
 
 def search_poses(
@@ -250,9 +244,29 @@ def expected_slices(
     -------
     ExpectedSlices
 
+    Raises
+    ------
+    ValueError
+        If the grid is empty, `contrast` is not one number per image or `temperature` is not positive.
+
     Notes
     -----
     All poses of the grid have the same prior. Weights under 1e-4 of an image's largest are dropped.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.alignment import FourierImages, expected_slices, shift_grid
+    >>> from skcryo.datasets import make_molecule
+    >>> from skcryo.projection import VolumeProjector
+    >>> from skcryo.rotations import so3_grid
+    >>> projector = VolumeProjector(make_molecule(16, random_state=0))
+    >>> rotations, shifts = so3_grid(1), shift_grid(2, 1)
+    >>> stack = projector.project(rotations[[5, 17]], shifts=shifts[[2, 10]])
+    >>> images = FourierImages.from_stack(stack, np.ones(9), max_ring=7)
+    >>> found = expected_slices(images, projector, rotations, shifts, band=6)
+    >>> found.numerator.shape, found.rotation.tolist()
+    ((72, 56), [5, 17])
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
