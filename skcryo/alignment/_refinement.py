@@ -27,7 +27,8 @@ class PoseFit:
     shifts : ndarray of shape (n, 2)
         In pixels.
     error : ndarray of shape (n,)
-        Squared residual in units of the noise: minus the log-likelihood, up to a constant.
+        Squared residual in units of the noise, minus the log-prior of the contrast if that was fitted: minus the
+        log-likelihood, up to a constant.
     cross, power : ndarray of shape (n,)
         ``Re <model, image>`` and ``|model|^2`` at contrast 1; the best contrast is their ratio.
     """
@@ -93,7 +94,8 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
 
 
 def refine_poses(
-    images, projector, rotations, shifts, *, contrast=None, band=None, n_steps=3, refine_shifts=True, n_jobs=None
+    images, projector, rotations, shifts, *, contrast=None, contrast_std=None, band=None, n_steps=3, refine_shifts=True,
+    n_jobs=None,
 ):
     """Levenberg-Marquardt on SO(3) x R^2, image by image.
 
@@ -106,7 +108,10 @@ def refine_poses(
     shifts : ndarray of shape (n, 2)
         Where to start.
     contrast : ndarray of shape (n,), default=None
-        Held fixed.
+        Held fixed; None: 1.
+    contrast_std : float, default=None
+        If given, the contrast is fitted too, image by image, under a normal distribution about 1 of this standard
+        deviation; `contrast` is where that starts.
     band : float, default=None
         Highest frequency used, in cycles per box.
     n_steps : int, default=3
@@ -124,7 +129,8 @@ def refine_poses(
     blocks = [slice(i, min(i + _BLOCK, n)) for i in range(0, n, _BLOCK)]
     parts = Parallel(n_jobs=n_jobs, prefer="threads")(
         delayed(_refine_block)(
-            images.take(where), projector, rotations[where], shifts[where], contrast[where], band, n_steps, refine_shifts
+            images.take(where), projector, rotations[where], shifts[where], contrast[where], contrast_std, band,
+            n_steps, refine_shifts,
         )
         for where in blocks
     )
@@ -133,28 +139,47 @@ def refine_poses(
     return PoseFit(*(np.concatenate(column) for column in zip(*parts)))
 
 
-def _refine_block(images, projector, rotations, shifts, contrast, band, n_steps, refine_shifts):
+def _best_contrast(sums, contrast, tight):
+    """Most probable contrast, and the squared residual there plus what the prior takes."""
+    cross, power = sums[:, 1] + tight, sums[:, 2] + tight
+    best = np.maximum(cross / power, 0.05)
+    squares = sums[:, 0] + 2 * contrast * sums[:, 1] - contrast**2 * sums[:, 2]
+    return best, squares + tight - 2 * best * cross + best**2 * power
+
+
+def _refine_block(images, projector, rotations, shifts, contrast, contrast_std, band, n_steps, refine_shifts):
     rotations, shifts = np.array(rotations, dtype=np.float64), np.array(shifts, dtype=np.float64)
+    contrast = np.array(contrast, dtype=np.float64)
     n, size = len(images), 5 if refine_shifts else 3
     damping = np.full(n, 1e-2)
-    options = {"contrast": contrast, "band": band}
-    hessian, gradient, sums = pose_normal_equations(images, projector, rotations, shifts, **options)
     diagonal = np.arange(size)
+    tight = None if contrast_std is None else 0.5 / contrast_std**2
+
+    def evaluate(rotations, shifts):
+        hessian, gradient, sums = pose_normal_equations(
+            images, projector, rotations, shifts, contrast=contrast, band=band
+        )
+        # The contrast that belongs to this pose is that of the next evaluation; the error is at its best already.
+        best, error = (contrast, sums[:, 0]) if tight is None else _best_contrast(sums, contrast, tight)
+        return [hessian, gradient, error, sums[:, 1], sums[:, 2], np.array(best)]
+
+    state = evaluate(rotations, shifts)
+    contrast[:] = state[5]
     for _ in range(n_steps):
-        damped = hessian[:, :size, :size].copy()
+        damped = state[0][:, :size, :size].copy()
         damped[:, diagonal, diagonal] *= 1 + damping[:, None]
-        damped[:, diagonal, diagonal] += 1e-9 + 1e-9 * hessian[:, diagonal, diagonal].max(axis=1, keepdims=True)
-        step = np.linalg.solve(damped, gradient[:, :size, None])[..., 0]
+        damped[:, diagonal, diagonal] += 1e-9 + 1e-9 * state[0][:, diagonal, diagonal].max(axis=1, keepdims=True)
+        step = np.linalg.solve(damped, state[1][:, :size, None])[..., 0]
         turn = step[:, :3]
         turn *= np.minimum(_MAX_TURN / np.maximum(np.linalg.norm(turn, axis=1, keepdims=True), 1e-12), 1)
         new_rotations = rotations @ Rotation.from_rotvec(turn).as_matrix()
         new_shifts = shifts + np.clip(step[:, 3:], -_MAX_MOVE, _MAX_MOVE) if refine_shifts else shifts
-        new_hessian, new_gradient, new_sums = pose_normal_equations(
-            images, projector, new_rotations, new_shifts, **options
-        )
-        better = new_sums[:, 0] < sums[:, 0]
+        new = evaluate(new_rotations, new_shifts)
+        better = new[2] < state[2]
         rotations[better] = new_rotations[better]
         shifts[better] = new_shifts[better]
-        hessian[better], gradient[better], sums[better] = new_hessian[better], new_gradient[better], new_sums[better]
+        for old, value in zip(state, new):
+            old[better] = value[better]
+        contrast[:] = state[5]
         damping = np.where(better, damping / 5, damping * 10)
-    return rotations, shifts, sums[:, 0], sums[:, 1], sums[:, 2]
+    return rotations, shifts, *state[2:5]

@@ -211,10 +211,15 @@ def search_poses(
     products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
     n_best = min(n_best, products.n_rotations)
     order = np.argsort(products.pairs, axis=None)
+    tight = None if contrast_std is None else np.float32(0.5 / contrast_std**2)
 
     def stripe(where):
         found = []
-        for _, _, _, best, shift, _, _ in products.blocks(where):
+        for _, _, power, best, shift, _, _ in products.blocks(where):
+            if tight is not None:
+                # 2 a cross - a^2 power - tight (a - 1)^2 at its highest, a = (cross + tight) / (power + tight)
+                cross, power = (best + power[:, None]) / 2, power[:, None] + tight
+                best = np.square(np.maximum(cross + tight, 0)) / power - tight
             best, shift = (part.reshape(len(best), -1)[:, order] for part in (best, shift))
             rotation = np.argpartition(-best, n_best - 1, axis=1)[:, :n_best]
             chosen = np.take_along_axis(best, rotation, axis=1)
@@ -228,14 +233,12 @@ def search_poses(
     return PoseCandidates(rotation.astype(np.int64), shift.astype(np.int64), log_likelihood.astype(np.float64))
 
 
-def expected_slices(
-    images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, contrast_std=None, n_jobs=None
-):
+def expected_slices(images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, n_jobs=None):
     """The expectation step over a grid of poses: every image at every pose, weighted by its posterior.
 
     Parameters
     ----------
-    images, projector, rotations, shifts, band, contrast, contrast_std, n_jobs
+    images, projector, rotations, shifts, band, contrast, n_jobs
         As in :func:`search_poses`.
     temperature : float, default=1.0
         Log-likelihoods are divided by it: above 1, images commit themselves less.

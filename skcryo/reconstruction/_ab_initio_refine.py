@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from ..alignment import refine_poses, search_poses, shift_grid
+from ..alignment import PoseFit, refine_poses, search_poses, shift_grid
+from ..metrics import fsc
 from ..projection import VolumeProjector
-from ..rotations import so3_grid
+from ..rotations import geodesic_distance, random_rotations, so3_grid
 from ._ab_initio_start import signal_power
 from ._accumulator import FourierAccumulator
 
-__all__ = ["VolumeRefinement", "add_images", "residual_power", "solve_volume"]
+__all__ = ["VolumeRefinement", "add_images", "best_contrast", "residual_power", "search_and_refine", "solve_volume"]
 
 _CHUNK = 1000
 
@@ -75,88 +76,208 @@ def residual_power(images, projector, rotations, shifts, contrast, band):
     return power
 
 
+def best_contrast(fit, prior):
+    """The most probable contrast of each image.
+
+    Parameters
+    ----------
+    fit : PoseFit
+    prior : float or None
+        Standard deviation of the contrast about 1; None gives ones.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    if prior is None:
+        return np.ones(len(fit.cross))
+    # |y - a m|^2 + (a - 1)^2 / (2 prior^2), of complex noise of variance 1, is least at:
+    tight = 0.5 / prior**2
+    return np.clip((fit.cross + tight) / (fit.power + tight), 0.2, 3.0)
+
+
+def search_and_refine(
+    images, projector, *, max_shift, band, contrast=None, fit=None, contrast_std=None, n_side=4, n_psi=24,
+    shift_step=1.3, n_best=6, n_steps=2, turn=None, n_jobs=None,
+):
+    """All poses of a grid for every image; the best few, and the present one, refined.
+
+    Parameters
+    ----------
+    images : FourierImages
+    projector : VolumeProjector
+    max_shift : float
+        Pixels.
+    band : float
+        Cycles per box.
+    contrast, contrast_std
+        As in :func:`skcryo.alignment.refine_poses`.
+    fit : PoseFit, default=None
+        The present poses, fitted against this volume at this band; changed in place.
+    n_side, n_psi, shift_step
+        Grid.
+    n_best, n_steps : int
+        Candidates that are refined, and by how many steps.
+    turn : ndarray of shape (3, 3), default=None
+        Turns the whole grid, so that another search looks between the poses of this one.
+    n_jobs : int, default=None
+
+    Returns
+    -------
+    PoseFit
+    """
+    rotations, shifts = so3_grid(n_side, n_psi), shift_grid(max_shift, shift_step)
+    if turn is not None:
+        rotations = turn @ rotations
+    options = {"band": band, "contrast": contrast, "contrast_std": contrast_std, "n_jobs": n_jobs}
+    found = search_poses(images, projector, rotations, shifts, n_best=n_best, **options)
+    for rank in range(found.rotation.shape[1]):
+        new = refine_poses(
+            images, projector, rotations[found.rotation[:, rank]], shifts[found.shift[:, rank]], n_steps=n_steps,
+            **options,
+        )
+        if fit is None:
+            fit = new
+        else:
+            fit.take_better(new)
+    return fit
+
+
 class VolumeRefinement:
-    """Poses, shifts, contrast, noise and volume in turn.
+    """Poses, shifts, contrast, noise and volume in turn, round by round.
+
+    A round looks for better poses against the present volume, by a full search or from where they are, then
+    fits each image's contrast and solves for the volume. The band of the next round is where the half maps still
+    agree, and a little beyond. The noise's power is estimated again from residuals after every search: at the
+    border of the images it contains what signal there is.
 
     Parameters
     ----------
     images : FourierImages
     volume : ndarray of shape (L', L', L')
         Where to start; its box may be smaller than that of the images.
-    band : float
-        The band that `volume` has, in cycles per box.
     max_shift, mask_radius : float
         Pixels of the images.
-    box : int
-        Box of the volumes made; at least twice the last band and some.
+    first_band : float
+        Cycles per box; the band of `volume`.
+    last_band : float or None
+        Highest that a round may use; None: where half maps agree.
     contrast_prior : float or None
-        Standard deviation of the contrast about 1; None keeps it at 1.
-    n_jobs : int
+        See :func:`best_contrast`.
+    half_sets : ndarray of shape (n,)
+        0 or 1.
+    n_jobs : int, default=None
 
     Attributes
     ----------
     fit : PoseFit or None
     contrast : ndarray of shape (n,)
-    volume : ndarray
+    volume : ndarray of shape (box, box, box)
+    band : float
+        Of the next round.
+    round : int
+    change : float
+        Median change of the viewing direction in the last round, in degrees.
+    noise : ndarray of shape (n_rings,)
+        Power of the noise over what it was taken to be at first.
     """
 
-    def __init__(self, images, volume, band, *, max_shift, mask_radius, box, contrast_prior=0.2, n_jobs=None):
-        self.images, self.volume, self.band = images, volume, band
-        self.max_shift, self.mask_radius, self.box = max_shift, mask_radius, box
-        self.contrast_prior, self.n_jobs = contrast_prior, n_jobs
+    search_rounds = (0, 2, 4)
+    search_band = 14.0
+
+    def __init__(
+        self, images, volume, *, max_shift, mask_radius, first_band, last_band, contrast_prior, half_sets, n_jobs=None
+    ):
+        self._given, self.volume = images, volume
+        self.images = images
+        self.max_shift, self.mask_radius, self.contrast_prior = max_shift, mask_radius, contrast_prior
+        top = float(images.radii[-1])
+        self.last_band = top if last_band is None else min(last_band, top)
+        self.band = min(first_band, self.last_band)
+        self.half_sets, self.n_jobs = half_sets, n_jobs
         self.contrast = np.ones(len(images))
         self.fit = None
+        self.round = 0
+        self.change = np.inf
+        self.noise = np.ones(int(images.rings.max()) + 1)
         self.power = signal_power(images)
 
-    def search(self, *, band, n_side=4, n_psi=24, shift_step=1.3, n_best=3, n_steps=2):
-        """All poses of a grid for every image; the best few, and the present one, refined."""
-        images, projector = self.images, VolumeProjector(self.volume)
-        rotations, shifts = so3_grid(n_side, n_psi), shift_grid(self.max_shift, shift_step)
-        found = search_poses(
-            images, projector, rotations, shifts, band=band, n_best=n_best, contrast=self.contrast, n_jobs=self.n_jobs
-        )
+    def run_round(self):
+        """One round."""
+        before = None if self.fit is None else self.fit.rotations.copy()
+        projector = VolumeProjector(self.volume)
+        searching = self.round in self.search_rounds
+        options = {"band": self.band, "contrast_std": self.contrast_prior, "n_jobs": self.n_jobs}
+        if searching:
+            options["band"] = min(self.band, self.search_band)
         if self.fit is not None:
-            self.local(band=band, n_steps=1)
-        for rank in range(found.rotation.shape[1]):
-            fit = refine_poses(
-                images, projector, rotations[found.rotation[:, rank]], shifts[found.shift[:, rank]],
-                contrast=self.contrast, band=band, n_steps=n_steps, n_jobs=self.n_jobs,
+            self.fit = refine_poses(
+                self.images, projector, self.fit.rotations, self.fit.shifts, n_steps=1 if searching else 3, **options
             )
-            if self.fit is None:
-                self.fit = fit
-            else:
-                self.fit.take_better(fit)
-
-    def local(self, *, band, n_steps=3):
-        """Levenberg-Marquardt from the present poses."""
-        self.fit = refine_poses(
-            self.images, VolumeProjector(self.volume), self.fit.rotations, self.fit.shifts,
-            contrast=self.contrast, band=band, n_steps=n_steps, n_jobs=self.n_jobs,
-        )
-
-    def update_contrast(self):
-        """The most probable contrast of each image, with mean 1."""
-        if self.contrast_prior is None:
-            return
-        tight = 1 / self.contrast_prior**2
-        contrast = (2 * self.fit.cross + tight) / (2 * self.fit.power + tight)
-        contrast = np.clip(contrast, 0.2, 3.0)
+        if searching:
+            turn = random_rotations(1, self.round)[0]
+            self.fit = search_and_refine(
+                self.images, projector, max_shift=self.max_shift, fit=self.fit, turn=turn, **options
+            )
+        contrast = best_contrast(self.fit, self.contrast_prior)
         self.contrast = contrast / contrast.mean()
+        band = self.band
+        self._solve(band)
+        if searching:
+            self._update_noise(band)
+            self._solve(band)
+        if before is not None:
+            self.change = float(np.median(np.degrees(geodesic_distance(before, self.fit.rotations))))
+        self.round += 1
 
-    def update_noise(self, *, band):
-        """Units of the noise from the residuals of all rings."""
+    def _update_noise(self, band):
         rest = residual_power(
             self.images, VolumeProjector(self.volume), self.fit.rotations, self.fit.shifts, self.contrast, band
         )
-        self.images = self.images.rescaled((1 / np.sqrt(rest))[self.images.rings])
+        # Beyond the band there is no model: the images' own power is an upper bound.
+        rings = np.arange(len(rest))
+        known = int(band)
+        ratio = np.where(rings <= known, rest, np.minimum(rest, rest[max(1, known - 3) : known + 1].mean()))
+        self.noise = self.noise * ratio
+        self._apply_noise()
+
+    def _apply_noise(self):
+        self.images = self._given.rescaled((1 / np.sqrt(self.noise))[self._given.rings])
         self.power = signal_power(self.images)
 
-    def update_volume(self, *, band, weights=None):
-        """Volume from the present poses."""
-        accumulator = FourierAccumulator(self.box)
-        add_images(
-            accumulator, self.images, self.fit.rotations, self.fit.shifts,
-            contrast=self.contrast, band=band, weights=weights, n_jobs=self.n_jobs or 1,
-        )
-        self.volume = solve_volume(accumulator, self.power, band, self.mask_radius * self.box / self.images.L)
-        self.band = band
+    def _solve(self, band):
+        """Volume from the present poses, up to a little beyond `band`, and the band of the next round."""
+        L = self.images.L
+        top = min(band + 6, float(self.images.radii[-1]))
+        box = min(2 * (int(np.ceil(top)) + 2), L)
+        halves = [FourierAccumulator(box), FourierAccumulator(box)]
+        for half, accumulator in enumerate(halves):
+            rows = np.flatnonzero(self.half_sets == half)
+            add_images(
+                accumulator, self.images.take(rows), self.fit.rotations[rows], self.fit.shifts[rows],
+                contrast=self.contrast[rows], band=top, n_jobs=self.n_jobs or 1,
+            )
+        radius = self.mask_radius * box / L
+        agreement = fsc(*(solve_volume(half, self.power, top, radius) for half in halves))[: int(top) + 1]
+        halves[0].merge(halves[1])
+        self.volume = solve_volume(halves[0], self.power, top, radius)
+        weak = np.flatnonzero(agreement[1:] < 0.5) + 1
+        limit = (weak[0] if len(weak) else top) + 2
+        self.band = float(min(max(limit, 4.0), band + 4, self.last_band))
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+    def state(self):
+        """(arrays, info) from which :meth:`restore` goes on."""
+        names = ("rotations", "shifts", "error", "cross", "power")
+        arrays = {} if self.fit is None else {f"fit_{name}": getattr(self.fit, name) for name in names}
+        arrays |= {"contrast": self.contrast, "volume": self.volume, "noise": self.noise}
+        return arrays, {"band": self.band, "round": self.round, "change": self.change}
+
+    def restore(self, arrays, info):
+        """Go on from a :meth:`state`."""
+        self.contrast, self.volume, self.noise = (arrays[name] for name in ("contrast", "volume", "noise"))
+        self.band, self.round, self.change = info["band"], info["round"], info["change"]
+        if "fit_rotations" in arrays:
+            self.fit = PoseFit(*(arrays[f"fit_{name}"] for name in ("rotations", "shifts", "error", "cross", "power")))
+        if self.round:
+            self._apply_noise()
