@@ -15,6 +15,7 @@ __all__ = ["PoseFit", "pose_normal_equations", "refine_poses"]
 _BLOCK = 100
 _MAX_TURN = 0.15  # radians a step
 _MAX_MOVE = 1.5  # pixels a step
+_FIELDS = ("rotations", "shifts", "error", "cross", "power")
 
 
 @dataclass
@@ -39,11 +40,22 @@ class PoseFit:
     cross: np.ndarray
     power: np.ndarray
 
+    def take(self, rows):
+        """Those of some images, copied."""
+        return PoseFit(*(getattr(self, name)[rows].copy() for name in _FIELDS))
+
     def take_better(self, other):
         """Replace, in place, each pose by that of `other` where that fits better."""
         better = other.error < self.error
-        for name in ("rotations", "shifts", "error", "cross", "power"):
+        for name in _FIELDS:
             getattr(self, name)[better] = getattr(other, name)[better]
+
+
+def _check_lengths(n, rotations, shifts, contrast):
+    shapes = {"rotations": (rotations, (n, 3, 3)), "shifts": (shifts, (n, 2)), "contrast": (contrast, (n,))}
+    for name, (array, shape) in shapes.items():
+        if array is not None and np.shape(array) != shape:
+            raise ValueError(f"{name} must have shape {shape} for {n} images, got {np.shape(array)}")
 
 
 def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None, band=None):
@@ -56,8 +68,9 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
     rotations : ndarray of shape (n, 3, 3)
     shifts : ndarray of shape (n, 2)
     contrast : ndarray of shape (n,), default=None
+        Factors of the slices; None: 1.
     band : float, default=None
-        Highest frequency used, in cycles per box of the images.
+        Highest frequency used, in cycles per box; None: all that the images hold.
 
     Returns
     -------
@@ -67,8 +80,34 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
         ``Re J* residual``: the step is ``hessian^-1 gradient``.
     sums : ndarray of shape (n, 3)
         Squared residual, ``Re <model, image>``, ``|model|^2``, the last two at contrast 1.
+
+    Raises
+    ------
+    ValueError
+        If there is not one rotation, shift or contrast per image.
+
+    Notes
+    -----
+    The slice is differentiated as it is interpolated, so that a step down the gradient is one down the residual.
+    A frequency beyond the volume's band has no model: its image counts as residual.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.alignment import FourierImages, pose_normal_equations
+    >>> from skcryo.datasets import make_molecule
+    >>> from skcryo.projection import VolumeProjector
+    >>> from skcryo.rotations import random_rotations
+    >>> projector = VolumeProjector(make_molecule(16, random_state=0))
+    >>> rotations, shifts = random_rotations(3, random_state=0), np.full((3, 2), 0.5)
+    >>> stack = projector.project(rotations, shifts=shifts)
+    >>> images = FourierImages.from_stack(stack, np.ones(9), max_ring=7)
+    >>> hessian, gradient, sums = pose_normal_equations(images, projector, rotations, shifts)
+    >>> bool(np.allclose(gradient, 0, atol=1e-3 * hessian.max())), bool((sums[:, 0] < 1e-6 * sums[:, 2]).all())
+    (True, True)
     """
     n = len(images)
+    _check_lengths(n, rotations, shifts, contrast)
     n_points = len(images.points) if band is None else images.n_points(band)
     contrast = np.ones(n) if contrast is None else np.ascontiguousarray(contrast, dtype=np.float64)
     hessian, gradient, sums = np.empty((n, 5, 5)), np.empty((n, 5)), np.empty((n, 3))
@@ -123,11 +162,32 @@ def refine_poses(
     Returns
     -------
     PoseFit
+
+    Raises
+    ------
+    ValueError
+        If there is not one rotation, shift or contrast per image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.alignment import FourierImages, refine_poses
+    >>> from skcryo.datasets import make_molecule
+    >>> from skcryo.projection import VolumeProjector
+    >>> from skcryo.rotations import geodesic_distance, in_plane_rotation, random_rotations
+    >>> projector = VolumeProjector(make_molecule(16, random_state=0))
+    >>> rotations, shifts = random_rotations(3, random_state=0), np.full((3, 2), 0.5)
+    >>> stack = projector.project(rotations, shifts=shifts)
+    >>> images = FourierImages.from_stack(stack, np.ones(9), max_ring=7)
+    >>> fit = refine_poses(images, projector, rotations @ in_plane_rotation(0.05), np.zeros((3, 2)), n_steps=8)
+    >>> np.degrees(geodesic_distance(fit.rotations, rotations)).round(4).tolist(), fit.shifts[0].round(4).tolist()
+    ([0.0, 0.0, 0.0], [0.5, 0.5])
     """
     n = len(images)
+    _check_lengths(n, rotations, shifts, contrast)
     contrast = np.ones(n) if contrast is None else np.asarray(contrast)
     blocks = [slice(i, min(i + _BLOCK, n)) for i in range(0, n, _BLOCK)]
-    parts = Parallel(n_jobs=n_jobs, prefer="threads")(
+    parts = Parallel(n_jobs=n_jobs, require="sharedmem")(
         delayed(_refine_block)(
             images.take(where), projector, rotations[where], shifts[where], contrast[where], contrast_std, band,
             n_steps, refine_shifts,

@@ -190,12 +190,14 @@ def search_poses(
     images : FourierImages
     projector : VolumeProjector
     rotations : ndarray of shape (n_rotations, 3, 3)
+        A grid that holds with each rotation the one half a turn in the plane away, as
+        :func:`skcryo.rotations.so3_grid` with an even number of in-plane angles, takes half the time.
     shifts : ndarray of shape (n_shifts, 2)
         In pixels of the images.
     band : float
-        Highest frequency used, in cycles per box.
+        Highest frequency used, in cycles per box; beyond what the images hold, all of that.
     n_best : int, default=1
-        Rotations returned for each image, each with its best shift.
+        Rotations returned for each image, each with its best shift; all of a grid with fewer.
     contrast : ndarray of shape (n_images,), default=None
         Of each image, held fixed. None: 1.
     contrast_std : float, default=None
@@ -207,6 +209,26 @@ def search_poses(
     Returns
     -------
     PoseCandidates
+
+    Raises
+    ------
+    ValueError
+        If the grid is empty or `contrast` is not one number per image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcryo.alignment import FourierImages, search_poses, shift_grid
+    >>> from skcryo.datasets import make_molecule
+    >>> from skcryo.projection import VolumeProjector
+    >>> from skcryo.rotations import so3_grid
+    >>> projector = VolumeProjector(make_molecule(16, random_state=0))
+    >>> rotations, shifts = so3_grid(1), shift_grid(2, 1)
+    >>> stack = projector.project(rotations[[5, 17]], shifts=shifts[[2, 10]])
+    >>> images = FourierImages.from_stack(stack, np.ones(9), max_ring=7)
+    >>> found = search_poses(images, projector, rotations, shifts, band=6)
+    >>> found.rotation.tolist(), found.shift.tolist()
+    ([[5], [17]], [[2], [10]])
     """
     products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
     n_best = min(n_best, products.n_rotations)
