@@ -99,8 +99,8 @@ def peer(python, stack, truth):
 def noise_estimates(truth, seed):
     """Estimated over true noise power in the lowest rings, from residuals and from the border."""
     found = {}
-    atoms = make_molecule(len(truth), random_state=seed, voxel_size=PIXEL_SIZE)
-    for name, volume in (("70S", truth), ("density of atoms", atoms)):
+    molecule = make_molecule(len(truth), random_state=seed, voxel_size=PIXEL_SIZE)
+    for name, volume in (("70S", truth), ("make_molecule", molecule)):
         for preset in ("ctf", "experimental"):
             stack, facts = make_particles(
                 volume, 1000, preset=preset, snr=0.1, pixel_size=PIXEL_SIZE, random_state=seed
