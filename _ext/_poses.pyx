@@ -13,49 +13,89 @@ cdef extern from *:
     #include <string.h>
     enum { WIDTH = 6, STRIDE = 8 };
 
-    /* Four numbers at once. Without vector types it is a loop: the same sums in the same order. */
+    /* Eight and four numbers at once. Without vector types they are loops: the same sums in the same order. */
     #if defined(__GNUC__)
+    typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
-    #define FMA(acc, x, w) (acc) += (x) * (w)
+    #define ADD_SCALED(acc, x, w) (acc) += (x) * (w)
+    #define ADD_PRODUCT(acc, x, y) (acc) += (x) * (y)
     #else
+    typedef struct { float v[8]; } eight;
     typedef struct { float v[4]; } four;
-    #define FMA(acc, x, w) do { for (int q = 0; q < 4; q++) (acc).v[q] += (x).v[q] * (w); } while (0)
+    #define LANES(x) ((int) (sizeof (x) / sizeof (float)))
+    #define ADD_SCALED(acc, x, w) do { for (int q = 0; q < LANES(acc); q++) (acc).v[q] += (x).v[q] * (w); } while (0)
+    #define ADD_PRODUCT(acc, x, y) \
+        do { for (int q = 0; q < LANES(acc); q++) (acc).v[q] += (x).v[q] * (y).v[q]; } while (0)
     #endif
 
     /* out: value, d/dx, d/dy, d/dz, each (re, im). Weights w and their derivatives d, of x, y, z in turn. */
-    static void read_gradient(const float *start, Py_ssize_t step_y, Py_ssize_t step_z, const float *w,
-                              const float *d, double *out)
+    #define READ_GRADIENT \
+    { \
+        const float *wy = w + STRIDE, *wz = w + 2 * STRIDE, *dy = d + STRIDE, *dz = d + 2 * STRIDE; \
+        eight head[3], line; \
+        four tail[3], rest, turned[2][3], parts[3]; \
+        float pairs[2][2 * WIDTH]; \
+        memset(head, 0, sizeof head); \
+        memset(tail, 0, sizeof tail); \
+        for (int a = 0; a < WIDTH; a++) { \
+            eight part, slope; \
+            four part_tail, slope_tail; \
+            memset(&part, 0, sizeof part); \
+            memset(&part_tail, 0, sizeof part_tail); \
+            slope = part; \
+            slope_tail = part_tail; \
+            for (int b = 0; b < WIDTH; b++) { \
+                memcpy(&line, start + a * step_z + b * step_y, sizeof line); \
+                memcpy(&rest, start + a * step_z + b * step_y + 8, sizeof rest); \
+                ADD_SCALED(part, line, wy[b]); \
+                ADD_SCALED(part_tail, rest, wy[b]); \
+                ADD_SCALED(slope, line, dy[b]); \
+                ADD_SCALED(slope_tail, rest, dy[b]); \
+            } \
+            ADD_SCALED(head[0], part, wz[a]); \
+            ADD_SCALED(tail[0], part_tail, wz[a]); \
+            ADD_SCALED(head[1], slope, wz[a]); \
+            ADD_SCALED(tail[1], slope_tail, wz[a]); \
+            ADD_SCALED(head[2], part, dz[a]); \
+            ADD_SCALED(tail[2], part_tail, dz[a]); \
+        } \
+        for (int j = 0; j < WIDTH; j++) { \
+            pairs[0][2 * j] = pairs[0][2 * j + 1] = w[j]; \
+            pairs[1][2 * j] = pairs[1][2 * j + 1] = d[j]; \
+        } \
+        memcpy(turned, pairs, sizeof pairs); \
+        for (int which = 0; which < 4; which++) { \
+            const int from = which < 2 ? 0 : which - 1; \
+            float sums[4]; \
+            four total; \
+            memcpy(parts, &head[from], sizeof head[0]); \
+            parts[2] = tail[from]; \
+            memset(&total, 0, sizeof total); \
+            for (int j = 0; j < 3; j++) \
+                ADD_PRODUCT(total, parts[j], turned[which == 1][j]); \
+            memcpy(sums, &total, sizeof sums); \
+            out[2 * which] = sums[0] + sums[2]; \
+            out[2 * which + 1] = sums[1] + sums[3]; \
+        } \
+    }
+    #define READER(name) static void name(const float *start, Py_ssize_t step_y, Py_ssize_t step_z, const float *w, \
+                                          const float *d, float *out) READ_GRADIENT
+    typedef void (*reader)(const float *, Py_ssize_t, Py_ssize_t, const float *, const float *, float *);
+
+    READER(read_gradient)
+    #if defined(__GNUC__) && defined(__x86_64__)
+    __attribute__((target("avx2"))) READER(read_gradient_avx2)
+    #endif
+
+    /* The same bits from either. */
+    static reader choose_reader(int wide)
     {
-        const float *wx = w, *wy = w + STRIDE, *wz = w + 2 * STRIDE;
-        const float *dx = d, *dy = d + STRIDE, *dz = d + 2 * STRIDE;
-        four acc[9], part[6], line[3];
-        float sum[36];
-        memset(acc, 0, sizeof acc);
-        for (int a = 0; a < WIDTH; a++) {
-            memset(part, 0, sizeof part);
-            for (int b = 0; b < WIDTH; b++) {
-                memcpy(line, start + a * step_z + b * step_y, sizeof line);
-                for (int j = 0; j < 3; j++) {
-                    FMA(part[j], line[j], wy[b]);
-                    FMA(part[3 + j], line[j], dy[b]);
-                }
-            }
-            for (int j = 0; j < 3; j++) {
-                FMA(acc[j], part[j], wz[a]);
-                FMA(acc[3 + j], part[3 + j], wz[a]);
-                FMA(acc[6 + j], part[j], dz[a]);
-            }
-        }
-        memcpy(sum, acc, sizeof sum);
-        memset(out, 0, 8 * sizeof *out);
-        for (int j = 0; j < WIDTH; j++) {
-            for (int part_ = 0; part_ < 2; part_++) {
-                out[part_] += wx[j] * sum[2 * j + part_];
-                out[2 + part_] += dx[j] * sum[2 * j + part_];
-                out[4 + part_] += wx[j] * sum[12 + 2 * j + part_];
-                out[6 + part_] += wx[j] * sum[24 + 2 * j + part_];
-            }
-        }
+    #if defined(__GNUC__) && defined(__x86_64__)
+        __builtin_cpu_init();
+        if (wide && __builtin_cpu_supports("avx2"))
+            return read_gradient_avx2;
+    #endif
+        return read_gradient;
     }
 
     /* The largest of even + odd over rows, and of even - odd where minus is wanted, the first of equals. */
@@ -99,8 +139,9 @@ cdef extern from *:
     enum:
         WIDTH      # taps of the interpolation kernel in each direction
         STRIDE     # a row of the table: WIDTH weights, padded
-    void read_gradient(const float* start, Py_ssize_t step_y, Py_ssize_t step_z, const float* w, const float* d,
-                       double* out) noexcept nogil
+    ctypedef void (*reader)(const float* start, Py_ssize_t step_y, Py_ssize_t step_z, const float* w, const float* d,
+                            float* out) noexcept nogil
+    reader choose_reader(int wide) noexcept nogil
     void largest(const float* even, const float* odd, int n_rows, Py_ssize_t n, float* plus, int* plus_at,
                  float* minus, int* minus_at) noexcept nogil
     void add_scaled(float* out, const float* x, float factor, Py_ssize_t n) noexcept nogil
@@ -198,27 +239,32 @@ cdef inline Py_ssize_t _taps(double position, const float[:, ::1] table, float* 
 def normal_equations(const float[:, :, ::1] grid, Py_ssize_t margin, Py_ssize_t n_half, const float[:, ::1] table,
                      const double[:, :, ::1] rotations, const double[:, ::1] shifts, const float[:, ::1] values,
                      const float[:, ::1] filters, const double[::1] contrast, const double[:, ::1] points,
-                     double step, double per_shift, double[:, :, ::1] hessian, double[:, ::1] gradient,
-                     double[:, ::1] sums):
+                     double step, double per_shift, double[:, :, ::1] phases, double[:, :, ::1] hessian,
+                     double[:, ::1] gradient, double[:, ::1] slopes, double[:, ::1] sums, bint wide=True):
     """Fit of image i, values[i], by contrast[i] * filters[i] * phases of shifts[i] * slice at rotations[i].
 
     grid, margin, n_half, table: as in `_projection.gather`. values: (n, 2 P), complex numbers as pairs.
     filters: (n, P), or (1, P) for all images alike. points: (P, 2), whole frequencies; `step` grid steps each.
-    per_shift: 2 pi / L. With residual r and Jacobian J by (rotation vector on the right, shift), to
-    hessian (n, 5, 5) goes Re J* J, to gradient (n, 5) Re J* r, to sums (n, 3) |r|^2, Re <model, values> and
-    |model|^2, the last two at contrast 1. A point beyond the grid has no model.
+    per_shift: 2 pi / L. phases: (2, K + 1, 2), room for those of frequencies up to K. With residual r and Jacobian J by
+    (rotation vector on the right, shift), to hessian (n, 5, 5) goes Re J* J, to gradient (n, 5) Re J* r, to slopes
+    (n, 3) Re J* model for the rotation vector (a shift leaves the model's power alone), to sums (n, 3) |r|^2,
+    Re <model, values> and |model|^2, the last two at contrast 1. A point beyond the grid has no model.
+    wide: whether instructions beyond the baseline are used where the processor has them; no bit depends on it.
     """
     cdef Py_ssize_t n = values.shape[0], n_points = points.shape[0]
     cdef Py_ssize_t step_y = grid.shape[2], step_z = grid.shape[1] * grid.shape[2]
-    cdef Py_ssize_t i, p, ix, iy, iz, a, b, filter_row
+    cdef Py_ssize_t i, p, ix, iy, iz, a, b, kx, ky, filter_row
     cdef double x, y, z, u, v, angle, bound = n_half - margin
     cdef double c, s, re, im, h0, h1, h2, sign, scale, filtered, model_re, model_im, rest_re, rest_im
+    cdef double cx, sx, cy, sy
     cdef float w[3 * STRIDE]
     cdef float d[3 * STRIDE]
-    cdef double read[8]
+    cdef float read[8]
     cdef double jac[10]
     cdef double total[15]
     cdef double slope[5]
+    cdef double along[3]
+    cdef reader read_at = choose_reader(wide)
     cdef double error, cross, power
     with nogil:
         for i in range(n):
@@ -226,17 +272,29 @@ def normal_equations(const float[:, :, ::1] grid, Py_ssize_t margin, Py_ssize_t 
                 total[a] = 0
             for a in range(5):
                 slope[a] = 0
+            for a in range(3):
+                along[a] = 0
             error = 0
             cross = 0
             power = 0
             filter_row = i if filters.shape[0] > 1 else 0
+            for a in range(2):
+                for b in range(phases.shape[1]):
+                    angle = per_shift * shifts[i, a] * b
+                    phases[a, b, 0] = cos(angle)
+                    phases[a, b, 1] = sin(angle)
             for p in range(n_points):
                 u = step * points[p, 0]
                 v = step * points[p, 1]
                 # The image, its shift undone.
-                angle = per_shift * (points[p, 0] * shifts[i, 0] + points[p, 1] * shifts[i, 1])
-                c = cos(angle)
-                s = sin(angle)
+                kx = <Py_ssize_t> points[p, 0]
+                ky = <Py_ssize_t> points[p, 1]
+                cx = phases[0, kx if kx >= 0 else -kx, 0]
+                sx = phases[0, kx, 1] if kx >= 0 else -phases[0, -kx, 1]
+                cy = phases[1, ky if ky >= 0 else -ky, 0]
+                sy = phases[1, ky, 1] if ky >= 0 else -phases[1, -ky, 1]
+                c = cx * cy - sx * sy
+                s = cx * sy + sx * cy
                 re = values[i, 2 * p] * c - values[i, 2 * p + 1] * s
                 im = values[i, 2 * p] * s + values[i, 2 * p + 1] * c
                 x = u * rotations[i, 0, 0] + v * rotations[i, 0, 1]
@@ -254,7 +312,7 @@ def normal_equations(const float[:, :, ::1] grid, Py_ssize_t margin, Py_ssize_t 
                 ix = _taps(x, table, w, d) + margin
                 iy = _taps(y, table, w + STRIDE, d + STRIDE) + n_half
                 iz = _taps(z, table, w + 2 * STRIDE, d + 2 * STRIDE) + n_half
-                read_gradient(&grid[0, 0, 0] + iz * step_z + iy * step_y + 2 * ix, step_y, step_z, w, d, read)
+                read_at(&grid[0, 0, 0] + iz * step_z + iy * step_y + 2 * ix, step_y, step_z, w, d, read)
                 # F(k) = conj F(-k), and the gradient of the right-hand side is minus the conjugate gradient.
                 filtered = filters[filter_row, p]
                 scale = contrast[i] * filtered
@@ -287,6 +345,8 @@ def normal_equations(const float[:, :, ::1] grid, Py_ssize_t margin, Py_ssize_t 
                 jac[7] = -per_shift * points[p, 0] * model_re
                 jac[8] = per_shift * points[p, 1] * model_im
                 jac[9] = -per_shift * points[p, 1] * model_re
+                for a in range(3):
+                    along[a] += jac[2 * a] * model_re + jac[2 * a + 1] * model_im
                 for a in range(5):
                     slope[a] += jac[2 * a] * rest_re + jac[2 * a + 1] * rest_im
                     for b in range(a + 1):
@@ -296,6 +356,8 @@ def normal_equations(const float[:, :, ::1] grid, Py_ssize_t margin, Py_ssize_t 
                 for b in range(a + 1):
                     hessian[i, a, b] = total[a * (a + 1) // 2 + b]
                     hessian[i, b, a] = total[a * (a + 1) // 2 + b]
+            for a in range(3):
+                slopes[i, a] = along[a]
             sums[i, 0] = error
             sums[i, 1] = cross
             sums[i, 2] = power

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from skcryo.alignment import FourierImages, pose_normal_equations, refine_poses
+from skcryo.alignment import _refinement as refinement_module
 from skcryo.ctf import make_ctf
 from skcryo.datasets import make_molecule
 from skcryo.fourier import fft3c, ifft3c
@@ -225,6 +226,44 @@ def test_no_images(volume, projector):
     assert [part.shape for part in empty] == [(0, 5, 5), (0, 5), (0, 3)]
 
 
+def test_contrast_is_fitted_on_the_way(volume, projector):
+    """Images of 0.6 to 1.4 times the contrast: held at 1 the fit is no zero residual, fitted it is."""
+    images, rotations, shifts = simulate(volume, n=25)
+    contrast = np.linspace(0.6, 1.4, 25)
+    images = FourierImages(images.values * contrast[:, None].astype(np.float32), images.filters, images.points, L)
+    start = perturbed(rotations, shifts, 4, 0.5)
+    fit = refine_poses(images, projector, *start, contrast_std=10.0, n_steps=10)
+    assert np.degrees(geodesic_distance(fit.rotations, rotations)).max() < 1e-3
+    assert np.allclose(fit.cross / fit.power, contrast, rtol=1e-3)
+    held = refine_poses(images, projector, *start, n_steps=10)
+    assert (fit.error[contrast != 1] < 0.1 * held.error[contrast != 1]).all()
+    # with a prior so tight that nothing is fitted
+    tight = refine_poses(images, projector, *start, contrast_std=1e-6, n_steps=10)
+    assert np.allclose(tight.error, held.error, rtol=1e-2)
+    steps = [refine_poses(images, projector, *start, contrast_std=0.2, n_steps=n).error for n in range(5)]
+    assert (np.diff(steps, axis=0) <= 0).all()
+
+
+def test_error_with_contrast_is_that_of_the_best(volume, projector):
+    images, rotations, shifts = simulate(volume, noise=1.0)
+    fit = refine_poses(images, projector, rotations, shifts, contrast_std=0.3, n_steps=0)
+    grid = np.linspace(0.05, 3, 3000)
+    sums = pose_normal_equations(images, projector, rotations, shifts, contrast=np.zeros(len(images)))[2]
+    curve = sums[:, :1] - 2 * grid * sums[:, 1:2] + grid**2 * sums[:, 2:] + (grid - 1) ** 2 / (2 * 0.3**2)
+    assert np.allclose(fit.error, curve.min(axis=1), rtol=1e-5)
+
+
+def test_bad_input(volume, projector):
+    images, rotations, shifts = simulate(volume, n=4)
+    for function in (pose_normal_equations, refine_poses):
+        with pytest.raises(ValueError, match=r"rotations must have shape \(4, 3, 3\) for 4 images, got \(3, 3, 3\)"):
+            function(images, projector, rotations[:3], shifts)
+        with pytest.raises(ValueError, match="shifts must have shape"):
+            function(images, projector, rotations, shifts[:3])
+        with pytest.raises(ValueError, match="contrast must have shape"):
+            function(images, projector, rotations, shifts, contrast=np.ones(5))
+
+
 @pytest.mark.parametrize("case", ["contrast 0", "no signal", "empty volume", "no band"])
 def test_without_signal_poses_stay_and_nothing_breaks(volume, projector, case):
     images, rotations, shifts = simulate(volume, n=4, noise=1.0)
@@ -279,6 +318,16 @@ def test_one_filter_for_all_or_one_each(volume, projector):
     each = FourierImages(images.values, np.repeat(images.filters, len(images), axis=0), images.points, L)
     for a, b in zip(*(pose_normal_equations(i, projector, rotations, shifts) for i in (images, each))):
         assert np.array_equal(a, b)
+
+
+def test_every_instruction_set_gives_the_same_bits(volume, projector, monkeypatch):
+    images, rotations, shifts = simulate(volume, n=20, noise=1.0)
+    kernel = refinement_module._normal_equations
+    found = []
+    for wide in (True, False):
+        monkeypatch.setattr(refinement_module, "_normal_equations", lambda *a, wide=wide: kernel(*a, wide))
+        found.append(pose_normal_equations(images, projector, rotations, shifts))
+    assert all(np.array_equal(a, b) for a, b in zip(*found))
 
 
 def test_take_better(volume, projector):

@@ -100,6 +100,23 @@ def test_search_against_loops(projector, name, with_ctf):
     assert all(len(set(row)) == n_best for row in found.rotation.tolist())
 
 
+@pytest.mark.parametrize("name", ["half turns", "odd"])
+def test_search_at_the_most_probable_contrast(projector, name):
+    images, shifts, rotations = make_images(projector), shift_grid(1.5, 1), GRIDS[name]
+    grid = np.linspace(0, 3, 301)
+    # the log-likelihood is a parabola in the contrast: two points and zero give it
+    one, two = (
+        written_out(images, projector, rotations, shifts, BAND, contrast=np.full(len(images), c))[0] for c in (1.0, 2.0)
+    )
+    curvature, slope = two / 2 - one, 2 * one - two / 2
+    values = [slope * c + curvature * c**2 - (c - 1) ** 2 / (2 * 0.3**2) for c in grid]
+    best = np.max(values, axis=(0, 2))
+    for contrast in (None, np.full(len(images), 0.5)):
+        found = search_poses(images, projector, rotations, shifts, band=BAND, contrast=contrast, contrast_std=0.3)
+        assert np.allclose(found.log_likelihood[:, 0], best.max(axis=1), atol=1e-3)
+        assert np.allclose(best[np.arange(len(images)), found.rotation[:, 0]], best.max(axis=1), atol=1e-3)
+
+
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize(("temperature", "with_contrast"), [(1.0, False), (0.5, True), (7.0, True)])
 def test_expectation_against_loops(projector, name, temperature, with_contrast):

@@ -15,6 +15,7 @@ __all__ = ["PoseFit", "pose_normal_equations", "refine_poses"]
 _BLOCK = 100
 _MAX_TURN = 0.15  # radians a step
 _MAX_MOVE = 1.5  # pixels a step
+_MIN_CONTRAST = 0.05
 _FIELDS = ("rotations", "shifts", "error", "cross", "power")
 
 
@@ -106,12 +107,19 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
     >>> bool(np.allclose(gradient, 0, atol=1e-3 * hessian.max())), bool((sums[:, 0] < 1e-6 * sums[:, 2]).all())
     (True, True)
     """
+    _check_lengths(len(images), rotations, shifts, contrast)
+    hessian, gradient, _, sums = _evaluate(images, projector, rotations, shifts, contrast, band)
+    return hessian, gradient, sums
+
+
+def _evaluate(images, projector, rotations, shifts, contrast, band):
+    """Normal equations, with them ``Re J* model`` for the rotation vector."""
     n = len(images)
-    _check_lengths(n, rotations, shifts, contrast)
     n_points = len(images.points) if band is None else images.n_points(band)
     contrast = np.ones(n) if contrast is None else np.ascontiguousarray(contrast, dtype=np.float64)
-    hessian, gradient, sums = np.empty((n, 5, 5)), np.empty((n, 5)), np.empty((n, 3))
+    hessian, gradient, slopes, sums = (np.empty((n, *shape)) for shape in ((5, 5), (5,), (3,), (3,)))
     values = np.ascontiguousarray(images.values[:, :n_points])
+    points = np.ascontiguousarray(images.points[:n_points])
     _normal_equations(
         projector.grid,
         projector.margin,
@@ -122,14 +130,16 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
         values.view(np.float32),
         np.ascontiguousarray(images.filters[:, :n_points]),
         contrast,
-        np.ascontiguousarray(images.points[:n_points]),
+        points,
         float(OVERSAMPLING),
         2 * np.pi / images.L,
+        np.empty((2, int(np.abs(points).max(initial=0)) + 1, 2)),
         hessian,
         gradient,
+        slopes,
         sums,
     )
-    return hessian, gradient, sums
+    return hessian, gradient, slopes, sums
 
 
 def refine_poses(
@@ -150,7 +160,7 @@ def refine_poses(
         Held fixed; None: 1.
     contrast_std : float, default=None
         If given, the contrast is fitted too, image by image, under a normal distribution about 1 of this standard
-        deviation; `contrast` is where that starts.
+        deviation, instead of being held at `contrast`.
     band : float, default=None
         Highest frequency used, in cycles per box.
     n_steps : int, default=3
@@ -185,7 +195,9 @@ def refine_poses(
     """
     n = len(images)
     _check_lengths(n, rotations, shifts, contrast)
-    contrast = np.ones(n) if contrast is None else np.asarray(contrast)
+    if contrast is None or contrast_std is not None:
+        contrast = np.ones(n)
+    contrast = np.asarray(contrast)
     blocks = [slice(i, min(i + _BLOCK, n)) for i in range(0, n, _BLOCK)]
     parts = Parallel(n_jobs=n_jobs, require="sharedmem")(
         delayed(_refine_block)(
@@ -199,32 +211,38 @@ def refine_poses(
     return PoseFit(*(np.concatenate(column) for column in zip(*parts)))
 
 
-def _best_contrast(sums, contrast, tight):
-    """Most probable contrast, and the squared residual there plus what the prior takes."""
+def _at_best_contrast(hessian, gradient, slopes, sums, tight):
+    """The normal equations of poses, at contrast 1, with the contrast eliminated: variable projection.
+
+    The contrast a costs ``tight (a - 1)^2``. Where it is most probable for each pose, the residual changes with the
+    pose as at that contrast held fixed, and the Gauss-Newton matrix is the Schur complement of the contrast's entry.
+    """
     cross, power = sums[:, 1] + tight, sums[:, 2] + tight
-    best = np.maximum(cross / power, 0.05)
-    squares = sums[:, 0] + 2 * contrast * sums[:, 1] - contrast**2 * sums[:, 2]
-    return best, squares + tight - 2 * best * cross + best**2 * power
+    best = np.maximum(cross / power, _MIN_CONTRAST)
+    error = sums[:, 0] + 2 * sums[:, 1] - sums[:, 2] + tight - 2 * best * cross + best**2 * power
+    best = best[:, None]
+    gradient = best * gradient
+    gradient[:, :3] += (best - best**2) * slopes
+    hessian = np.square(best)[:, :, None] * hessian
+    coupling = best * slopes
+    hessian[:, :3, :3] -= coupling[:, :, None] * coupling[:, None] / power[:, None, None]
+    return hessian, gradient, error
 
 
 def _refine_block(images, projector, rotations, shifts, contrast, contrast_std, band, n_steps, refine_shifts):
     rotations, shifts = np.array(rotations, dtype=np.float64), np.array(shifts, dtype=np.float64)
-    contrast = np.array(contrast, dtype=np.float64)
     n, size = len(images), 5 if refine_shifts else 3
     damping = np.full(n, 1e-2)
     diagonal = np.arange(size)
-    tight = None if contrast_std is None else 0.5 / contrast_std**2
 
     def evaluate(rotations, shifts):
-        hessian, gradient, sums = pose_normal_equations(
-            images, projector, rotations, shifts, contrast=contrast, band=band
-        )
-        # The contrast that belongs to this pose is that of the next evaluation; the error is at its best already.
-        best, error = (contrast, sums[:, 0]) if tight is None else _best_contrast(sums, contrast, tight)
-        return [hessian, gradient, error, sums[:, 1], sums[:, 2], np.array(best)]
+        hessian, gradient, slopes, sums = _evaluate(images, projector, rotations, shifts, contrast, band)
+        error = sums[:, 0]
+        if contrast_std is not None:
+            hessian, gradient, error = _at_best_contrast(hessian, gradient, slopes, sums, 0.5 / contrast_std**2)
+        return [hessian, gradient, error, sums[:, 1], sums[:, 2]]
 
     state = evaluate(rotations, shifts)
-    contrast[:] = state[5]
     for _ in range(n_steps):
         damped = state[0][:, :size, :size].copy()
         damped[:, diagonal, diagonal] *= 1 + damping[:, None]
@@ -240,6 +258,5 @@ def _refine_block(images, projector, rotations, shifts, contrast, contrast_std, 
         shifts[better] = new_shifts[better]
         for old, value in zip(state, new):
             old[better] = value[better]
-        contrast[:] = state[5]
         damping = np.where(better, damping / 5, damping * 10)
-    return rotations, shifts, *state[2:5]
+    return rotations, shifts, *state[2:]

@@ -201,8 +201,8 @@ def search_poses(
     contrast : ndarray of shape (n_images,), default=None
         Of each image, held fixed. None: 1.
     contrast_std : float, default=None
-        If given, `contrast` is but a first factor, and each pose is judged at its own most probable contrast, under a
-        normal distribution about 1 of this standard deviation.
+        If given, each pose is judged at its own most probable contrast, under a normal distribution about 1 of this
+        standard deviation, instead of at `contrast`.
     n_jobs : int, default=None
         Threads; the result does not depend on it.
 
@@ -230,6 +230,8 @@ def search_poses(
     >>> found.rotation.tolist(), found.shift.tolist()
     ([[5], [17]], [[2], [10]])
     """
+    if contrast_std is not None:
+        contrast = None
     products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
     n_best = min(n_best, products.n_rotations)
     order = np.argsort(products.pairs, axis=None)
