@@ -1,8 +1,10 @@
 """From a first volume to poses: full search, Levenberg-Marquardt, new volume; noise and contrast on the way."""
 
 import numpy as np
+import scipy.fft
 
 from ..alignment import PoseFit, refine_poses, search_poses, shift_grid
+from ..fourier import shell_index
 from ..metrics import fsc
 from ..projection import VolumeProjector
 from ..rotations import geodesic_distance, random_rotations, so3_grid
@@ -201,6 +203,8 @@ class VolumeRefinement:
         self.change = np.inf
         self.noise = np.ones(int(images.rings.max()) + 1)
         self.power = signal_power(images)
+        self.grid = {}
+        self.coarse_band = self.band
 
     def run_round(self):
         """One round."""
@@ -217,7 +221,7 @@ class VolumeRefinement:
         if searching:
             turn = random_rotations(1, self.round)[0]
             self.fit = search_and_refine(
-                self.images, projector, max_shift=self.max_shift, fit=self.fit, turn=turn, **options
+                self.images, projector, max_shift=self.max_shift, fit=self.fit, turn=turn, **self.grid, **options
             )
         contrast = best_contrast(self.fit, self.contrast_prior)
         self.contrast = contrast / contrast.mean()
@@ -262,8 +266,15 @@ class VolumeRefinement:
         halves[0].merge(halves[1])
         self.volume = solve_volume(halves[0], self.power, top, radius)
         weak = np.flatnonzero(agreement[1:] < 0.5) + 1
+        self.coarse_band = float(max((weak[0] if len(weak) else top) - 4, 3.0))
         limit = (weak[0] if len(weak) else top) + 2
         self.band = float(min(max(limit, 4.0), band + 4, self.last_band))
+
+    def low_passed(self):
+        """The volume without what lies beyond `coarse_band`."""
+        spectrum = scipy.fft.rfftn(self.volume)
+        spectrum[shell_index(len(self.volume), 3, half=True) > self.coarse_band] = 0
+        return scipy.fft.irfftn(spectrum, s=self.volume.shape).astype(np.float32)
 
     # ----------------------------------------------------------------------------------------- checkpoints
     def state(self):
@@ -271,13 +282,15 @@ class VolumeRefinement:
         names = ("rotations", "shifts", "error", "cross", "power")
         arrays = {} if self.fit is None else {f"fit_{name}": getattr(self.fit, name) for name in names}
         arrays |= {"contrast": self.contrast, "volume": self.volume, "noise": self.noise}
-        return arrays, {"band": self.band, "round": self.round, "change": self.change}
+        names = ("band", "coarse_band", "round", "change")
+        return arrays, {name: getattr(self, name) for name in names}
 
     def restore(self, arrays, info):
         """Go on from a :meth:`state`."""
         self.contrast, self.volume, self.noise = (arrays[name] for name in ("contrast", "volume", "noise"))
-        self.band, self.round, self.change = info["band"], info["round"], info["change"]
+        for name, value in info.items():
+            setattr(self, name, value)
         if "fit_rotations" in arrays:
             self.fit = PoseFit(*(arrays[f"fit_{name}"] for name in ("rotations", "shifts", "error", "cross", "power")))
-        if self.round:
+        if (self.noise != 1).any():
             self._apply_noise()

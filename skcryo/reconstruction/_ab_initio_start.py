@@ -73,9 +73,9 @@ class StartSettings:
     n_side: int = 2
     n_psi: int = 24
     batch_size: int = 200
-    rise: float = 7.0
-    min_epochs: int = 9
-    max_epochs: int = 25
+    rise: float = 9.0
+    min_epochs: int = 11
+    max_epochs: int = 30
     tol: float = 0.02
 
 
@@ -182,3 +182,21 @@ class StochasticStart:
             self.images.points[: found.denominator.shape[1]],
             n_jobs=self.n_jobs,
         )
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+    def state(self):
+        """(arrays, info) from which :meth:`restore` goes on, between epochs."""
+        arrays = {
+            "rotations": self.rotations,
+            "shifts": self.shifts,
+            "evidence": self.evidence,
+            "numerator": self.accumulator.numerator,
+            "denominator": self.accumulator.denominator,
+        }
+        return arrays, {"epoch": self.epoch, "curve": self.curve}
+
+    def restore(self, arrays, info):
+        """Go on from a :meth:`state`."""
+        self.rotations, self.shifts, self.evidence = (arrays[name] for name in ("rotations", "shifts", "evidence"))
+        self.accumulator.numerator, self.accumulator.denominator = arrays["numerator"], arrays["denominator"]
+        self.epoch, self.curve = info["epoch"], info["curve"]
