@@ -20,6 +20,7 @@ __all__ = [
     "fourier_crop",
     "fourier_pad",
     "frequency_grid",
+    "half_plane",
     "ifft2c",
     "ifft3c",
     "polar_fourier",
@@ -196,6 +197,44 @@ def frequency_grid(L, ndim=2, *, half=False, centred=True):
     if half:
         axes[-1] = scipy.fft.rfftfreq(L)
     return np.stack(np.meshgrid(*axes, indexing="ij")[::-1], axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def half_plane(L, max_frequency=0.5):
+    """Frequencies of an image of which each stands for itself and its opposite: half of a disc.
+
+    Parameters
+    ----------
+    L : int
+        Box size.
+    max_frequency : float, default=0.5
+        Radius of the disc in cycles per pixel; above 0.5 corners are included. The Nyquist terms of an even box, of
+        which a shift keeps only a part, are left out.
+
+    Returns
+    -------
+    points : ndarray of shape (n_points, 2), int64
+        (kx, ky) in cycles per box, ``kx >= 0``; of pairs with ``kx = 0`` only ``ky >= 0``. The origin comes first.
+    index : ndarray of shape (n_points,), int64
+        Where they are in the flattened layout of ``rfft2``, ``(L, L // 2 + 1)``.
+
+    Examples
+    --------
+    >>> from skcryo.fourier import half_plane
+    >>> points, index = half_plane(4)
+    >>> points.tolist()
+    [[0, 0], [1, 0], [0, 1], [1, 1], [1, -1]]
+    """
+    kx, ky = np.meshgrid(np.arange(L // 2 + 1), np.rint(scipy.fft.fftfreq(L, 1 / L)).astype(np.int64))
+    inside = np.hypot(kx, ky) <= max_frequency * L * (1 + 1e-12)
+    inside &= (kx > 0) | (ky >= 0)
+    if L % 2 == 0:
+        inside &= (kx < L // 2) & (np.abs(ky) < L // 2)
+    points = np.stack([kx[inside], ky[inside]], axis=1)
+    index = np.flatnonzero(inside)
+    points.setflags(write=False)
+    index.setflags(write=False)
+    return points, index
 
 
 def shell_index(L, ndim=2, *, half=False, centred=True):

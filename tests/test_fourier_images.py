@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skcryo.alignment import FourierImages, half_plane
+from skcryo.alignment import FourierImages
 from skcryo.ctf import evaluate_ctf, make_ctf
 from skcryo.datasets import make_molecule
 from skcryo.projection import VolumeProjector, project
@@ -26,23 +26,26 @@ def white(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("max_ring", [0, 0.5, 1, 2.5, 5, np.hypot(3, 5), 11])
-def test_half_plane_holds_each_pair_once_from_low_to_high(max_ring):
-    points = half_plane(max_ring)
+@pytest.mark.parametrize("L", [24, 25])
+@pytest.mark.parametrize("max_ring", [0, 0.5, 1, 2.5, 5, np.hypot(3, 5), 11, 100])
+def test_points_are_each_pair_once_from_low_to_high(L, max_ring):
+    points = FourierImages.from_stack(white(1, L, L), np.ones(L // 2 + 1), max_ring).points
     both = {tuple(p) for p in points} | {tuple(-p) for p in points}
-    k = np.arange(-12, 13)
-    assert len(both) == 2 * len(points) == np.count_nonzero(np.hypot(*np.meshgrid(k, k)) <= max_ring + 1e-9) - 1
+    k, top = np.arange(-12, 13), min(max_ring, (L - 1) // 2)
+    assert len(both) == 2 * len(points) == np.count_nonzero(np.hypot(*np.meshgrid(k, k)) <= top + 1e-9) - 1
     assert (np.diff(np.hypot(*points.T)) >= 0).all()
 
 
 @pytest.mark.parametrize("max_ring", [1, 3.3, 8])
 def test_smaller_discs_are_prefixes(max_ring):
-    few, many = half_plane(max_ring), half_plane(11)
-    assert np.array_equal(few, many[: len(few)])
-    images = FourierImages.from_stack(white(3, 24, 24), np.ones(13), 11)
-    assert images.n_points(max_ring) == len(few)
-    assert images.n_points(100) == len(images.points) == len(many)
-    assert images.n_points(0.5) == 0
+    stack = white(3, 24, 24)
+    few, many = (FourierImages.from_stack(stack, np.ones(13), ring) for ring in (max_ring, 11))
+    n_points = many.n_points(max_ring)
+    assert n_points == few.n_points(max_ring) == len(few.points)
+    assert np.array_equal(few.points, many.points[:n_points])
+    assert np.array_equal(few.values, many.values[:, :n_points])
+    assert many.n_points(100) == len(many.points)
+    assert many.n_points(0.5) == 0
 
 
 @pytest.mark.parametrize("L", [20, 21])

@@ -4,39 +4,11 @@ import numpy as np
 import scipy.fft
 
 from ..ctf import evaluate_ctf, validate_ctf
-from ..fourier import check_images, shift_phases
+from ..fourier import check_images, half_plane, shift_phases
 from ..particles import iter_chunks
 from ..preprocessing import ring_weights
 
 __all__ = ["FourierImages", "half_plane"]
-
-
-def half_plane(max_ring):
-    """One of each pair of opposite frequencies inside a disc, without zero, from low to high.
-
-    Parameters
-    ----------
-    max_ring : float
-        Radius of the disc, in cycles per box; points on it belong to it.
-
-    Returns
-    -------
-    points : ndarray of shape (n_points, 2), float64
-        (kx, ky), whole cycles per box, by rising radius: a smaller disc is a prefix.
-
-    Examples
-    --------
-    >>> from skcryo.alignment import half_plane
-    >>> half_plane(1).tolist()
-    [[0.0, 1.0], [1.0, 0.0]]
-    """
-    max_ring *= 1 + 1e-12
-    top = int(max_ring)
-    ky, kx = np.mgrid[-top : top + 1, 0 : top + 1]
-    keep = (np.hypot(kx, ky) <= max_ring) & ((kx > 0) | (ky > 0))
-    kx, ky = kx[keep], ky[keep]
-    order = np.lexsort((ky, kx, kx**2 + ky**2))
-    return np.stack([kx[order], ky[order]], axis=1).astype(np.float64)
 
 
 class FourierImages:
@@ -53,7 +25,8 @@ class FourierImages:
     filters : ndarray of shape (n_images, n_points) or (1, n_points), float32
         CTF over the noise's standard deviation; one row if it is the same for all.
     points : ndarray of shape (n_points, 2), float64
-        See :func:`half_plane`.
+        (kx, ky), whole cycles per box, by rising radius, so that a smaller disc is a prefix: those of
+        :func:`skcryo.fourier.half_plane` without the origin.
     L : int
         Box in pixels: the unit of the shifts.
 
@@ -74,16 +47,46 @@ class FourierImages:
         return len(self.values)
 
     def n_points(self, band):
-        """How many points lie within `band` cycles per box: a prefix; all of them if the band is beyond."""
+        """Count the points within a band: a prefix of all.
+
+        Parameters
+        ----------
+        band : float
+            Cycles per box; beyond what the images hold, all points.
+
+        Returns
+        -------
+        int
+        """
         return int(np.searchsorted(self.radii, band * (1 + 1e-12), side="right"))
 
     def take(self, index):
-        """Some of the images: a slice makes a view, an array a copy."""
+        """Return some of the images.
+
+        Parameters
+        ----------
+        index : slice or array-like of shape (m,)
+            A slice makes a view, an array a copy.
+
+        Returns
+        -------
+        FourierImages
+        """
         filters = self.filters if len(self.filters) == 1 else self.filters[index]
         return FourierImages(self.values[index], filters, self.points, self.L)
 
     def rescaled(self, factors):
-        """The same images in other units of the noise, factors of shape (n_points,) or (n_images, 1)."""
+        """Return the same images in other units of the noise.
+
+        Parameters
+        ----------
+        factors : array-like of shape (n_points,) or (n_images, 1)
+            One over the noise's standard deviation in present units.
+
+        Returns
+        -------
+        FourierImages
+        """
         factors = np.asarray(factors, dtype=np.float32)
         return FourierImages(self.values * factors, self.filters * factors, self.points, self.L)
 
@@ -126,9 +129,10 @@ class FourierImages:
         n, L, _ = check_images(stack, "stack").shape
         if ctf is not None:
             ctf = validate_ctf(ctf, n)
-        points = half_plane(min(max_ring, (L - 1) // 2))
-        column = points[:, 0].astype(np.int64)
-        row = points[:, 1].astype(np.int64) % L
+        points, index = half_plane(L, min(max_ring, (L - 1) // 2) / L)
+        order = np.lexsort((points[:, 1], points[:, 0], np.square(points).sum(axis=1)))[1:]
+        points = points[order].astype(np.float64)
+        row, column = np.divmod(index[order], L // 2 + 1)
         # E|FFT|^2 = L^2 times the spectrum
         inverse_std = np.sqrt(ring_weights(spectrum, L, half=True)[row, column]).astype(np.float32)
         phase_y, phase_x = shift_phases(np.full((1, 2), -(L // 2)), L)
@@ -147,7 +151,19 @@ class FourierImages:
         return cls(values, filters, points, L)
 
     def centred_phases(self, shifts, n_points=None):
-        """Factors that undo shifts (x, y) in pixels, of shape (len(shifts), n_points), complex64."""
+        """Return the factors of the coefficients that undo shifts.
+
+        Parameters
+        ----------
+        shifts : array-like of shape (n, 2)
+            (x, y) in pixels.
+        n_points : int, default=None
+            How many points, from the first; None: all.
+
+        Returns
+        -------
+        ndarray of shape (n, n_points), complex64
+        """
         points = self.points[:n_points]
         angle = (2 * np.pi / self.L) * (np.asarray(shifts, dtype=np.float64) @ points.T)
         return np.exp(1j * angle).astype(np.complex64)

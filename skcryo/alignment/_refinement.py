@@ -42,11 +42,26 @@ class PoseFit:
     power: np.ndarray
 
     def take(self, rows):
-        """Those of some images, copied."""
+        """Return the poses of some images, copied.
+
+        Parameters
+        ----------
+        rows : slice or array-like of shape (m,)
+
+        Returns
+        -------
+        PoseFit
+        """
         return PoseFit(*(getattr(self, name)[rows].copy() for name in _FIELDS))
 
     def take_better(self, other):
-        """Replace, in place, each pose by that of `other` where that fits better."""
+        """Replace, in place, each pose by that of another fit where that fits better.
+
+        Parameters
+        ----------
+        other : PoseFit
+            Of the same images.
+        """
         better = other.error < self.error
         for name in _FIELDS:
             getattr(self, name)[better] = getattr(other, name)[better]

@@ -16,7 +16,7 @@ import scipy.fft
 from .._ext._insertion import divide, insert, shell_sums
 from .._gridding import OVERSAMPLING, deconvolution, kernel, kernel_table, kernel_transform
 from ..ctf import evaluate_ctf
-from ..fourier import shell_index, shift_phases
+from ..fourier import half_plane, shell_index, shift_phases
 from ..projection import _MARGIN
 
 __all__ = ["FourierAccumulator", "half_plane", "slice_data", "spherical_mask"]
@@ -26,44 +26,6 @@ _NORM = float(kernel_transform(0.0)) ** 3 / OVERSAMPLING**3
 _STEPS = np.linspace(-3, 3, 6001)
 # Variance of numerator / denominator at a grid point, times samples per voxel, for noise of variance one.
 _VARIANCE = (OVERSAMPLING * (kernel(_STEPS) ** 2).mean() * 6 / float(kernel_transform(0.0)) ** 2) ** 3
-
-
-@functools.lru_cache(maxsize=16)
-def half_plane(L, max_frequency=0.5):
-    """Frequencies of an image of which each stands for itself and its opposite: half of a disc.
-
-    Parameters
-    ----------
-    L : int
-        Box size.
-    max_frequency : float, default=0.5
-        Radius of the disc in cycles per pixel; above 0.5 corners are included. The Nyquist terms of an even box, of
-        which a shift keeps only a part, are left out.
-
-    Returns
-    -------
-    points : ndarray of shape (n_points, 2), int64
-        (kx, ky) in cycles per box, ``kx >= 0``; of pairs with ``kx = 0`` only ``ky >= 0``. The origin comes first.
-    index : ndarray of shape (n_points,), int64
-        Where they are in the flattened layout of ``rfft2``, ``(L, L // 2 + 1)``.
-
-    Examples
-    --------
-    >>> from skcryo.reconstruction import half_plane
-    >>> points, index = half_plane(4)
-    >>> points.tolist()
-    [[0, 0], [1, 0], [0, 1], [1, 1], [1, -1]]
-    """
-    kx, ky = np.meshgrid(np.arange(L // 2 + 1), np.rint(scipy.fft.fftfreq(L, 1 / L)).astype(np.int64))
-    inside = np.hypot(kx, ky) <= max_frequency * L * (1 + 1e-12)
-    inside &= (kx > 0) | (ky >= 0)
-    if L % 2 == 0:
-        inside &= (kx < L // 2) & (np.abs(ky) < L // 2)
-    points = np.stack([kx[inside], ky[inside]], axis=1)
-    index = np.flatnonzero(inside)
-    points.setflags(write=False)
-    index.setflags(write=False)
-    return points, index
 
 
 def slice_data(images, *, shifts=None, ctf=None, pixel_size=None, noise=None, sample_weight=None, max_frequency=0.5):
