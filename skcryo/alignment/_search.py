@@ -124,7 +124,7 @@ class _Products:
         self.pairs = half_turns(rotations)
         points, first = images.points[: self.n_points], rotations[self.pairs[0]]
         parts = _run(lambda where: projector.slices(first[where], points), len(first), n_jobs)
-        slices = np.concatenate(parts)
+        slices = np.concatenate(list(parts))
         self.real, self.imag = np.ascontiguousarray(slices.real.T), np.ascontiguousarray(slices.imag.T)
         self.power = np.square(self.real) + np.square(self.imag)
         self.undo = images.centred_phases(shifts, self.n_points)
@@ -175,9 +175,10 @@ def _stripes(n):
 
 
 def _run(function, n, n_jobs):
-    """Call a function on stripes of ``range(n)``, in threads."""
+    """Call a function on stripes of ``range(n)``, in threads; results in order, to be used up one by one."""
     with one_blas_thread():
-        return Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(function)(where) for where in _stripes(n))
+        parallel = Parallel(n_jobs=n_jobs, require="sharedmem", return_as="generator")
+        yield from parallel(delayed(function)(where) for where in _stripes(n))
 
 
 def search_poses(
@@ -320,14 +321,15 @@ def expected_slices(images, projector, rotations, shifts, *, band, temperature=1
             found.append((products.pairs.ravel()[top], shift.reshape(n, -1)[np.arange(n), top], evidence))
         return numerator, denominator, *(np.concatenate(column) for column in zip(*found))
 
-    parts = _run(stripe, len(images), n_jobs)
     numerator = np.zeros((n_rotations, 2 * n_points), dtype=np.float32)
     denominator = np.zeros((n_rotations, n_points), dtype=np.float32)
-    for part in parts:
+    nothing = np.empty(0)
+    found = [(nothing, nothing, nothing)]
+    for part in _run(stripe, len(images), n_jobs):
         numerator += part[0]
         denominator += part[1]
-    nothing = np.empty(0)
-    rotation, shift, evidence = (np.concatenate([nothing, *(part[i] for part in parts)]) for i in (2, 3, 4))
+        found.append(part[2:])
+    rotation, shift, evidence = (np.concatenate(column) for column in zip(*found))
     return ExpectedSlices(
         numerator.view(np.complex64), denominator, rotation.astype(np.int64), shift.astype(np.int64), evidence
     )
