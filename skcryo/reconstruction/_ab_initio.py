@@ -406,7 +406,8 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         -------
         poses : Bunch
             ``rotations`` (n, 3, 3), in the frame of ``volume_``; ``shifts`` (n, 2) in pixels; ``contrast`` (n,);
-            ``correlation`` (n,) as :meth:`score_samples`; ``log_likelihood`` (n,) above that of no particle.
+            ``correlation`` (n,) between image and projection, noise made white; ``excess`` (n,) of the residual's power
+            over the noise's, as a share; ``log_likelihood`` (n,) above that of no particle.
         """
         parts = [part for part, _ in self._pose_chunks(X, ctf)]
         return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -434,15 +435,22 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             fit = refine_poses(
                 images, projector, fit.rotations, fit.shifts, band=self.band_, n_steps=6, **shared
             )
-            power = np.square(np.abs(images.values[:, : images.n_points(self.band_)])).sum(axis=1, dtype=np.float64)
+            # Judged a little beyond the band of the poses, where they could not be fitted to noise.
+            judged = min(self.band_ + 3, float(images.radii[-1]))
+            n_points = images.n_points(judged)
+            fit = refine_poses(images, projector, fit.rotations, fit.shifts, band=judged, n_steps=0, **shared)
+            power = np.square(np.abs(images.values[:, :n_points])).sum(axis=1, dtype=np.float64)
             norm = np.sqrt(fit.power * power)
+            correlation = np.divide(fit.cross, norm, out=np.zeros_like(norm), where=norm > 0)
             contrast = best_contrast(fit, self.contrast_std)
+            explained = 2 * contrast * fit.cross - contrast**2 * fit.power
             part = {
                 "rotations": fit.rotations,
                 "shifts": fit.shifts,
                 "contrast": contrast,
-                "correlation": np.divide(fit.cross, norm, out=np.zeros_like(norm), where=norm > 0),
-                "log_likelihood": 2 * contrast * fit.cross - contrast**2 * fit.power,
+                "correlation": correlation,
+                "excess": (power - explained) / n_points - 1,
+                "log_likelihood": explained,
             }
             yield part, images
 
@@ -460,7 +468,10 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         return self.predict_poses(X, ctf=ctf).rotations
 
     def score_samples(self, X, *, ctf=None):
-        """Correlation of each image with the volume's best projection, noise made white; junk is low.
+        """How well each image shows the fitted volume; junk is low.
+
+        The correlation with the best projection, less half the share by which the residual's power exceeds the
+        noise's: a broken particle, or one that is not alone, leaves more than noise.
 
         Parameters
         ----------
@@ -470,7 +481,8 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         -------
         ndarray of shape (n_images,), float64
         """
-        return self.predict_poses(X, ctf=ctf).correlation
+        poses = self.predict_poses(X, ctf=ctf)
+        return poses.correlation - 0.5 * poses.excess
 
     def score(self, X, y=None, *, ctf=None):
         """Mean log-likelihood of the images at their best poses, above that of no particle.
