@@ -23,7 +23,7 @@ from skcryo.preprocessing import (
     NormalizeBackground,
     PhaseFlipper,
 )
-from skcryo.reconstruction import FourierReconstructor
+from skcryo.reconstruction import AbInitioVolume, FourierReconstructor
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def public_estimators():
             FourierReconstructor(missing_poses="identity", random_state=0),
             order_matters=True,
             grid={"max_frequency": [0.3, 0.5]},
+        ),
+        Case(
+            AbInitioVolume(angular_step=30, n_starts=1, max_epochs=2, max_rounds=2, n_jobs=1, random_state=0),
+            order_matters=True,
+            grid={"max_shift": [0, 1]},
         ),
         Case(
             RotInvWassersteinKMeans(2, n_angles=16, random_state=0),
