@@ -38,6 +38,7 @@ from ._volume_classes import classify, refine_classes
 __all__ = ["AbInitioVolume"]
 
 _SMALLEST_BOX = 8
+_PREDICT_SEARCHES = 3  # each with the grid turned, so that they look between one another's poses
 
 
 def _has_components(estimator):
@@ -427,7 +428,7 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 ctf=None if ctf is None else ctf[where], pixel_size=pixel_size,
             )
             fit, band = None, min(14.0, self.band_)
-            for turn in range(2):
+            for turn in range(_PREDICT_SEARCHES):
                 fit = search_and_refine(
                     images, projector, max_shift=options["max_shift"], band=band, fit=fit,
                     turn=random_rotations(1, turn)[0], **step, **shared,

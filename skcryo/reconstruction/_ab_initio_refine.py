@@ -100,7 +100,7 @@ def best_contrast(fit, prior):
 
 def search_and_refine(
     images, projector, *, max_shift, band, contrast=None, fit=None, contrast_std=None, n_side=4, n_psi=24,
-    shift_step=1.3, n_best=6, n_steps=2, turn=None, n_jobs=None,
+    shift_step=1.3, n_best=8, n_steps=2, turn=None, n_jobs=None,
 ):
     """All poses of a grid for every image; the best few, and the present one, refined.
 
