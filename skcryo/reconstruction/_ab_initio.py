@@ -4,6 +4,7 @@ import warnings
 from numbers import Integral, Real
 from os import PathLike
 
+import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -29,7 +30,7 @@ from ..metrics import fsc_resolution
 from ..particles import as_stack
 from ..projection import VolumeProjector
 from ..rotations import random_rotations
-from ._ab_initio_fit import AGREEING_SHARE, AbInitioFit, Saver
+from ._ab_initio_fit import AGREEING_SHARE, AbInitioFit, Saver, load_fit
 from ._ab_initio_refine import best_contrast, search_and_refine
 from ._half_sets import fingerprint
 from ._principal_volumes import coordinates, principal_volumes
@@ -240,10 +241,12 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             pass
         padded = self._padded(stack)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        fit = AbInitioFit(padded, ctf, pixel_size, self._options(stack.shape[1]), seed, self._threads())
         key = None if self.checkpoint_dir is None else self._fingerprint(stack, ctf)
+        saved = None if self.checkpoint_dir is None else load_fit(self.checkpoint_dir, key)
+        seed = seed if saved is None else saved[1]["seed"]  # of a fit without random_state, that of its first session
+        fit = AbInitioFit(padded, ctf, pixel_size, self._options(stack.shape[1]), seed, self._threads())
         saver = Saver(fit, self.checkpoint_dir, key, self._seconds_between_checkpoints)
-        start = None if self.checkpoint_dir is None else fit.load(self.checkpoint_dir, key)
+        start = None if saved is None else fit.restore(*saved)
         self.pixel_size_ = pixel_size
         with FitProgress(self, X, y, max_steps=None) as progress:
             finished = self._run_starts(fit, start, progress, saver)
@@ -253,25 +256,28 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 fit.refinement.run_round()
             for half in (0, 1):
                 if fit.halves[half] is None:
-                    fit.refine_half(half)
-                    saver()
+                    with progress.step("half set"):
+                        fit.refine_half(half)
+                    if finished:  # what was stopped by a callback goes on from there, not from its halves
+                        saver()
         self._finish(fit, stack.shape[1], finished)
         return self
 
     def _run_starts(self, fit, start, progress, saver):
         while fit.refinement is None and (len(fit.scores) < self.n_starts and not self._confirmed(fit)):
             start = fit.begin_start() if start is None else start
-            while not start.finished:
-                with progress.step("epoch"):
-                    start.run_epoch()
-                saver(start)
-                if progress.stopped:
-                    saver(start, now=True)
-                    fit.end_start(start)
-                    return False
-            fit.end_start(start)
+            with progress.step("start", max_steps=self.max_epochs) as task:
+                while not start.finished and not task.stopped:
+                    with task.step("epoch"):
+                        start.run_epoch()
+                    saver(start, now=task.stopped)
+                fit.end_start(start)
+            if task.stopped:
+                return False
             start = None
-            saver()
+            saver(now=progress.stopped)
+            if progress.stopped:
+                return False
         return True
 
     def _confirmed(self, fit):
@@ -330,11 +336,10 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 stacklevel=3,
             )
         if _has_components(self):
-            self._fit_components(refinement)
+            self._fit_components(refinement, fit.seed)
 
-    def _fit_components(self, refinement):
+    def _fit_components(self, refinement, seed):
         n_components = max(self.n_components, 1 if self.n_classes > 1 else 0)
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
         images, n_jobs = refinement.images, self._threads()
         poses = (self.rotations_, self.shifts_, self.contrast_)
         self._principal = principal_volumes(
@@ -354,7 +359,7 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------- arguments
     def _threads(self):
-        return max_threads() if self.n_jobs is None else self.n_jobs
+        return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
 
     def _optics(self, stack, ctf):
         pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)

@@ -15,7 +15,7 @@ from ._ab_initio_start import StartSettings, StochasticStart, signal_power
 from ._accumulator import FourierAccumulator
 from ._priors import fsc_prior
 
-__all__ = ["AbInitioFit", "agreement"]
+__all__ = ["AbInitioFit", "Saver", "agreement", "load_fit"]
 
 _CHECKPOINT = "ab_initio"
 # Images that starts see, and that they are compared on: enough for a low-resolution volume, however large the stack.
@@ -187,7 +187,7 @@ class AbInitioFit:
         """Save the state of the fit."""
         arrays = {f"volume_{k}": volume for k, volume in enumerate(self.volumes)}
         arrays |= {f"poses_{k}": poses for k, poses in enumerate(self.poses)}
-        info = {"fingerprint": key, "scores": self.scores, "curves": self.curves, "start": None, "refinement": None}
+        info = {"fingerprint": key, "seed": self.seed, "scores": self.scores, "curves": self.curves, "start": None}
         if start is not None:
             more, info["start"] = start.state()
             arrays |= {f"start_{name}": array for name, array in more.items()}
@@ -198,17 +198,8 @@ class AbInitioFit:
                 arrays |= {f"{name}:{key_}": array for key_, array in more.items()}
         save_checkpoint(folder, _CHECKPOINT, arrays, info)
 
-    def load(self, folder, key):
-        """Go on from a saved state; returns the start that was under way, if any."""
-        saved = load_checkpoint(folder, _CHECKPOINT)
-        if saved is None:
-            return None
-        arrays, info = saved
-        if info["fingerprint"] != key:
-            raise ValueError(
-                f"checkpoint_dir={folder!r} holds a fit of other images or parameters; name another folder or remove "
-                "that one"
-            )
+    def restore(self, arrays, info):
+        """Go on from a saved state of the same seed; returns the start that was under way, if any."""
         self.scores, self.curves = info["scores"], info["curves"]
         self.volumes = [arrays[f"volume_{k}"] for k in range(len(self.scores))]
         self.poses = [arrays[f"poses_{k}"] for k in range(len(self.scores))]
@@ -227,6 +218,17 @@ class AbInitioFit:
         start = self.begin_start()
         start.restore(*part("start_", "start"))
         return start
+
+
+def load_fit(folder, key):
+    """What :meth:`AbInitioFit.save` saved, (arrays, info), or None."""
+    saved = load_checkpoint(folder, _CHECKPOINT)
+    if saved is not None and saved[1]["fingerprint"] != key:
+        raise ValueError(
+            f"checkpoint_dir={folder!r} holds a fit of other images or parameters; name another folder or remove that "
+            "one"
+        )
+    return saved
 
 
 class _Parts:
