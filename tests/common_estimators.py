@@ -80,6 +80,14 @@ def public_estimators():
             grid={"max_shift": [0, 1]},
         ),
         Case(
+            AbInitioVolume(
+                n_components=1, angular_step=30, n_starts=1, max_epochs=1, max_rounds=1, n_jobs=1, random_state=0
+            ),
+            variant=True,
+            order_matters=True,
+            grid={"max_shift": [0]},
+        ),
+        Case(
             RotInvWassersteinKMeans(2, n_angles=16, random_state=0),
             order_matters=True,
             grid={"n_clusters": [1, 2]},

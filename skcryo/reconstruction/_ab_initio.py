@@ -6,7 +6,7 @@ from os import PathLike
 
 import joblib
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.metaestimators import available_if
@@ -46,7 +46,9 @@ def _has_components(estimator):
     return estimator.n_components > 0 or estimator.n_classes > 1
 
 
-class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
+class AbInitioVolume(
+    CallbackSupportMixin, StackTagsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Volume, poses, shifts and contrast from raw images alone.
 
     Stochastic expectation-maximisation finds a coarse volume from random poses; several starts are made until two of
@@ -347,6 +349,7 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             mask_radius=refinement.mask_radius, random_state=seed, n_jobs=n_jobs,
         )
         self.components_, self.embedding_ = self._principal.components, self._principal.coordinates
+        self._n_features_out = n_components
         if self.n_classes > 1:
             _, self.responsibilities_, self._mixture = classify(
                 self.embedding_, self._principal.covariance, self.n_classes, random_state=seed
@@ -505,9 +508,8 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """
         return float(self.predict_poses(X, ctf=ctf).log_likelihood.mean())
 
-    @available_if(_has_components)
     def transform(self, X, *, ctf=None):
-        """Coordinates of images on the principal volumes, at their best poses.
+        """Coordinates of images on the principal volumes, at their best poses; only with components or classes.
 
         Parameters
         ----------
@@ -515,11 +517,39 @@ class AbInitioVolume(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_images, n_components), float64
+        ndarray of shape (n_images, n_components)
         """
+        dtype = np.float64 if getattr(X, "dtype", np.float64) == np.float64 else np.float32
         parts = []
         for part, images in self._pose_chunks(X, ctf):
             parts.append(coordinates(
                 images, part["rotations"], part["shifts"], part["contrast"], self._principal, n_jobs=self._threads()
             )[0])
-        return np.concatenate(parts)
+        return np.concatenate(parts).astype(dtype)
+
+    def fit_transform(self, X, y=None, *, ctf=None):
+        """Fit, and return the coordinates of the images as :meth:`transform` finds them.
+
+        Those at the poses of the fit itself are in ``embedding_``.
+
+        Parameters
+        ----------
+        X, y, ctf : as in :meth:`fit`
+
+        Returns
+        -------
+        ndarray of shape (n_images, n_components)
+        """
+        return self.fit(X, y, ctf=ctf).transform(X, ctf=ctf)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if not _has_components(self):
+            tags.transformer_tags = None
+        return tags
+
+
+# Not as decorators: scikit-learn wraps the methods that it finds in a class, and would hide that they come and go.
+for _name in ("transform", "fit_transform"):
+    setattr(AbInitioVolume, _name, available_if(_has_components)(getattr(AbInitioVolume, _name)))
+del _name
