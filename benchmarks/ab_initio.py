@@ -98,13 +98,14 @@ def main():
     parser.add_argument("--start-seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
     tasks = []
-    for data_seed in args.data_seeds:
-        for start_seed in args.start_seeds:
+    for start_seed in args.start_seeds:
+        first = start_seed == args.start_seeds[0]
+        for data_seed in args.data_seeds:
             for preset, snr in CASES:
                 for molecule in ("70S", "make_molecule"):
-                    # images beyond those fitted, for one start of each
-                    tasks.append((molecule, preset, snr, 2000, data_seed, start_seed, 500 if start_seed == 0 else 0))
-            if start_seed == args.start_seeds[0]:
+                    # with images beyond those fitted, for one start of each
+                    tasks.append((molecule, preset, snr, 2000, data_seed, start_seed, 1000 if first else 0))
+            if first:
                 tasks += [(m, "paper", np.inf, 1000, data_seed, start_seed, 0) for m in ("70S", "make_molecule")]
     done = set()
     if os.path.exists(args.output):
