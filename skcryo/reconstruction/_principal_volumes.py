@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import joblib
 import numpy as np
 import scipy.fft
+from scipy.ndimage import gaussian_filter
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -20,6 +21,8 @@ __all__ = ["PrincipalVolumes", "coordinates", "principal_volumes"]
 _BLOCK = 200
 _CHUNK = 1000
 _FIRST_STEPS, _STEPS = 12, 6  # of conjugate gradients
+_LOCAL_WIDTH = 2.0  # voxels of the small box: about the resolution
+_LEAST_WEIGHT = 0.1
 
 
 @dataclass
@@ -39,8 +42,10 @@ class PrincipalVolumes:
     variances : ndarray of shape (n_components,), float64
         Power of each component in the images over the power of the mean.
     log_likelihood : list of float
-        Log-likelihood of an image (mean over images, without terms that no volume changes), the regularisation's
-        share included, before each update.
+        Log-likelihood of an image (mean over images, without terms that no volume changes) plus that of the volumes
+        under their prior, after each update. It rises but where the local weights are renewed.
+    weight : ndarray of shape (box, box, box), float32
+        Where the components may be large: see Notes of :func:`principal_volumes`.
     n_iter : int
     converged : bool
     band, mask_radius, contrast_std : float
@@ -53,6 +58,7 @@ class PrincipalVolumes:
     covariance: np.ndarray
     variances: np.ndarray
     log_likelihood: list
+    weight: np.ndarray
     n_iter: int
     converged: bool
     band: float
@@ -142,16 +148,16 @@ def _posterior(power, cross, gram, contrast_std):
 
 # ----------------------------------------------------------------------------------------------------------- volumes
 class _NormalEquations:
-    """Regularised least squares for several volumes that share the images, inside a mask.
+    """Regularised least squares for several volumes that share the images, each ``mask_j * U_j``.
 
     The expected data term is a quadratic form: for volumes j and l a convolution, with the transform of the
     denominator with weights ``<z_j z_l>`` as kernel. All are solved together by conjugate gradients, preconditioned
-    by dividing each volume by its own density.
+    by dividing each volume by its own density. The prior is that of ``U_j``: where a mask is small, so is the volume.
     """
 
-    def __init__(self, data, first, second, box, priors, mask, n_jobs):
+    def __init__(self, data, first, second, box, priors, masks, n_jobs):
         size = first.shape[1]
-        self.box, self.mask = box, mask
+        self.box, self.masks = box, masks
         M = OVERSAMPLING * box
         place = (np.arange(box) - box // 2) % M
         square = np.minimum(np.arange(M), M - np.arange(M)).astype(np.float64) ** 2
@@ -171,12 +177,11 @@ class _NormalEquations:
                 if j == 0:
                     right = scipy.fft.irfftn(_half_spectrum(sums.numerator, box), s=(M, M, M), norm="forward")
                     right = right[np.ix_(place, place, place)]
-                    self.right[k] = right * factors[:, None, None] * factors[:, None] * factors * mask
+                    self.right[k] = right * factors[:, None, None] * factors[:, None] * factors * masks[k]
                 if j == k:
                     strength = box**3 * np.interp(shell, np.arange(len(priors[j])), priors[j])
                     self.strength[j] = strength
                     self.inverse[j] = 1 / np.maximum(half * np.float32(box**3 / _NORM) + strength, tiny)
-            self.multipliers[j, j] += self.strength[j]
 
     def _transform(self, volumes):
         M = OVERSAMPLING * self.box
@@ -192,21 +197,27 @@ class _NormalEquations:
         return scipy.fft.irfft(spectra, n=OVERSAMPLING * box, axis=3)[..., :box]
 
     def apply(self, volumes):
-        """The quadratic form's matrix times volumes, which stand for ``mask * volumes``."""
-        spectra = self._transform(volumes * self.mask)
+        """The quadratic form's matrix times U."""
+        spectra = self._transform(volumes * self.masks)
         out = np.empty_like(spectra)
         for j, row in enumerate(self.multipliers):
             out[j] = row[0] * spectra[0]
             for k in range(1, len(row)):
                 out[j] += row[k] * spectra[k]
-        return self._back(out) * self.mask
+        return self._back(out) * self.masks + self._back(self._transform(volumes) * self.strength)
 
     def penalty(self, volumes):
-        """What the prior takes from the log-likelihood, for volumes that are masked."""
-        return penalty(volumes, self.strength)
+        """What the prior of U takes from the log-likelihood."""
+        return 0.5 * float(np.vdot(volumes, self._back(self._transform(volumes) * self.strength)))
+
+    def voxel_variance(self):
+        """Posterior variance of a voxel of each U, about: the mean over voxels, as if density were all that counts."""
+        inner = self.inverse[..., 1 : self.box].sum(axis=(1, 2, 3), dtype=np.float64)
+        edges = self.inverse[..., :: self.box].sum(axis=(1, 2, 3), dtype=np.float64)
+        return (2 * inner + edges) / (OVERSAMPLING * self.box) ** 3
 
     def solve(self, volumes, n_steps):
-        """Conjugate gradients from `volumes`, before the mask."""
+        """Conjugate gradients from U = `volumes`."""
         residual = self.right - self.apply(volumes)
         z = self._back(self._transform(residual) * self.inverse)
         direction, power = z.copy(), float(np.vdot(residual, z))
@@ -222,16 +233,6 @@ class _NormalEquations:
             previous, power = power, float(np.vdot(residual, z))
             direction = z + np.float32(power / previous) * direction
         return volumes
-
-
-def penalty(volumes, strength):
-    """Half the quadratic form of a prior, ``sum_k prior(k) |V(k)|^2 / 2``."""
-    box = volumes.shape[-1]
-    total = 0.0
-    for volume, weight in zip(volumes, strength):
-        power = np.square(np.abs(scipy.fft.rfftn(volume, s=(OVERSAMPLING * box,) * 3))) * weight
-        total += 2 * power.sum(dtype=np.float64) - (power[..., 0] + power[..., box]).sum(dtype=np.float64)
-    return 0.5 * total / (OVERSAMPLING * box) ** 3
 
 
 def _insert(sums, data, first, second, n_jobs):
@@ -263,8 +264,8 @@ def _convolution(sums):
 
 # --------------------------------------------------------------------------------------------------------- the model
 def principal_volumes(
-    images, rotations, shifts, contrast=None, *, n_components=1, band=10.0, mask_radius, power=None, share=0.05,
-    contrast_std=0.1, random_state=None, max_iter=40, tol=0.005, n_jobs=1,
+    images, rotations, shifts, contrast=None, *, n_components=1, band=12.0, mask_radius, power=None, share=0.02,
+    contrast_std=0.05, n_local=2, random_state=None, max_iter=50, tol=0.005, n_jobs=1,
 ):
     """Fit ``image_i = contrast_i CTF_i slice_i(V_0 + sum_j z_ij V_j) + noise`` by expectation-maximisation.
 
@@ -275,20 +276,23 @@ def principal_volumes(
         Poses, held fixed.
     contrast : ndarray of shape (n,), default=None
     n_components : int, default=1
-    band : float, default=10
+    band : float, default=12
         Highest frequency used, in cycles per box. The parts of a molecule that move are large: what lies beyond
         tells little about z and takes its time.
     mask_radius : float
         Pixels of the images; of a soft ball outside which the volumes are zero.
     power : ndarray of shape (n_rings,), default=None
         Signal power by ring, the prior of the mean; None: as the images have it.
-    share : float, default=0.05
+    share : float, default=0.02
         Power of a component over that of the mean in the components' prior.
-    contrast_std : float, default=0.1
+    contrast_std : float, default=0.05
         What the contrasts may be off by. Without it differences of contrast are a component.
+    n_local : int, default=2
+        How often the local weights of the components are renewed; 0: they are one everywhere.
     random_state : int, RandomState instance or None, default=None
         The first coordinates are drawn from it.
-    max_iter : int, default=40
+    max_iter : int, default=50
+        In all.
     tol : float, default=0.005
         Ends when the mean log-likelihood of an image rose by less.
     n_jobs : int, default=1
@@ -304,8 +308,14 @@ def principal_volumes(
     The posterior of z is Gaussian and in closed form, that of a joint error of the contrast beside it. All volumes
     then minimise the expected squared residual plus the prior together; its steps of conjugate gradients from the
     last volumes never raise it, so the log-likelihood rises. The
-    likelihood has no other local maxima than the principal volumes themselves but for what regularisation and missing
-    views do, so one start will do.
+    likelihood of this model has no local maxima but the best, up to what regularisation and missing views do, so one
+    start will do.
+
+    What varies is seldom the whole molecule. Once the components have converged, their power, smoothed over two
+    voxels, is compared with a voxel's posterior variance: ``w = s / (s + variance)``, at least 0.1, s what there is
+    beyond the variance; the components are then sought as w times a volume of the same prior. It keeps the noise
+    of all that is still out of the coordinates: of the images whose state the true volumes tell and a plain component
+    does not, most are found.
 
     References
     ----------
@@ -324,31 +334,38 @@ def principal_volumes(
     spectrum = np.interp(np.arange(box // 2 + 1), np.arange(len(power)), power)
     priors = [1 / spectrum] + [1 / (share * spectrum)] * n_components
     data = _Data(images, rotations, shifts, contrast, band)
-    random = check_random_state(random_state)
     first = np.ones((n, size))
-    first[:, 1:] = random.standard_normal((n, n_components))
+    first[:, 1:] = check_random_state(random_state).standard_normal((n, n_components))
     spread = np.zeros((n, size, size))
-    volumes = np.zeros((size, box, box, box), dtype=np.float32)
-    curve, converged, equations = [], False, None
-    for iteration in range(max_iter + 1):
-        if iteration:
-            cross, gram = _products(data, volumes * mask, n_jobs)
-            first, spread, likelihood = _posterior(data.power, cross, gram, contrast_std)
-            curve.append(float((likelihood.sum() - equations.penalty(volumes * mask)) / n))
-            converged = len(curve) > 1 and abs(curve[-1] - curve[-2]) < tol
-            if converged or iteration == max_iter:
-                break
+    volumes = np.zeros((size, box, box, box), dtype=np.float32)  # before the masks
+    weight = np.ones_like(mask)
+    masks = np.stack([mask] * size)
+    curve, converged, stage = [], False, 0
+    for iteration in range(1, max_iter + 1):
         second = first[:, :, None] * first[:, None] + spread
-        equations = _NormalEquations(data, first, second, box, priors, mask, n_jobs)
-        volumes = equations.solve(volumes, _STEPS if iteration else _FIRST_STEPS)
+        equations = _NormalEquations(data, first, second, box, priors, masks, n_jobs)
+        volumes = equations.solve(volumes, _STEPS if iteration > 1 else _FIRST_STEPS)
+        cross, gram = _products(data, volumes * masks, n_jobs)
+        first, spread, likelihood = _posterior(data.power, cross, gram, contrast_std)
+        curve.append(float((likelihood.sum() - equations.penalty(volumes)) / n))
+        if len(curve) - stage > 1 and abs(curve[-1] - curve[-2]) < tol:
+            if n_local == 0:
+                converged = True
+                break
+            n_local, stage = n_local - 1, len(curve)
+            old = masks[1:].copy()
+            weight = _local_weight(volumes[1:] * old, equations.voxel_variance()[1:].sum())
+            masks[1:] = mask * weight
+            volumes[1:] *= np.divide(old, masks[1:], out=np.zeros_like(old), where=masks[1:] > 0)
     if not converged:
+        last = curve[-1] - curve[-2] if len(curve) > 1 else np.nan
         warnings.warn(
             f"principal_volumes did not converge in max_iter={max_iter} iterations: the log-likelihood of an image "
-            f"last rose by {curve[-1] - curve[-2] if len(curve) > 1 else np.nan:.2g}, tol is {tol:.2g}",
+            f"last rose by {last:.2g}, tol is {tol:.2g}",
             ConvergenceWarning,
             stacklevel=2,
         )
-    volumes = volumes * mask
+    volumes = volumes * masks
     turn = _principal_axes(gram, volumes)
     components = np.tensordot(turn.T.astype(np.float32), volumes[1:], axes=1)
     rotated = turn.T @ gram[:, 1:, 1:].mean(axis=0) @ turn
@@ -359,12 +376,20 @@ def principal_volumes(
         covariance=turn.T @ spread[:, 1:, 1:] @ turn,
         variances=np.diag(rotated) / gram[:, 0, 0].mean(),
         log_likelihood=curve,
+        weight=weight,
         n_iter=iteration,
         converged=converged,
         band=float(band),
         mask_radius=float(mask_radius * box / images.L),
         contrast_std=float(contrast_std),
     )
+
+
+def _local_weight(components, variance):
+    """Share of signal in the components' power about each voxel, between 0.1 and 1."""
+    power = gaussian_filter(np.square(components).sum(axis=0), _LOCAL_WIDTH)
+    signal = np.maximum(power - variance, 0)
+    return np.maximum(signal / (signal + variance), _LEAST_WEIGHT).astype(np.float32)
 
 
 def _principal_axes(gram, volumes):
