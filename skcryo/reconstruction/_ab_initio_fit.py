@@ -172,13 +172,16 @@ class AbInitioFit:
                 )
         radius = self.options["mask_radius"]
         density = (halves[0].shell_density() + halves[1].shell_density()) / 2
-        weak = [half.solve(0.05 * np.maximum(density, 1e-12), mask_radius=radius) for half in halves]
-        prior = fsc_prior(fsc(*weak), np.maximum(density, 1e-12))
-        half_maps = np.stack([half.solve(prior, mask_radius=radius) for half in halves])
+        # Hardly filtered: filtered first, they would agree where the mask carries strong shells over into weak ones.
+        half_maps = np.stack(
+            [half.solve(0.05 * np.maximum(density, 1e-12), mask_radius=radius) for half in halves]
+        )
+        curve = fsc(*half_maps)
+        prior = fsc_prior(curve, np.maximum(density, 1e-12))
         return {
             "volume_": sums.solve(prior, mask_radius=radius),
             "half_maps_": half_maps,
-            "fsc_": fsc(*half_maps),
+            "fsc_": curve,
             "noise_spectrum_": spectrum,
         }
 
