@@ -46,6 +46,32 @@ examples:
   skcryo reconstruct run_data.star --mask-radius 140A --downsample 128 -o volume
 """
 
+_ABINITIO = """\
+Finds a volume and the poses of the particles from nothing but their images.
+
+Several random starts are made until two of them find the same molecule; the poses are refined from there. Whether that
+happened is the verdict: it is told first in the report and last on stderr. Do not trust a volume without it.
+Writes into the folder OUT:
+  particles.star        all columns of the input, with poses, origins, half sets and, with -k, class numbers
+  volume.mrc            the volume of all particles, voxel size set
+  half1.mrc, half2.mrc  the volumes of two half sets refined apart
+  class1.mrc, ...       with -k: a volume for each class, the largest first, low-passed
+  fsc.star, fsc.png     the Fourier shell correlation of the half maps
+  slices.png, class1.png, ...  central slices and projections (need matplotlib)
+  views.png             map of the viewing directions (needs matplotlib)
+  report.html           verdict, pictures, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same volume.
+"""
+
+_ABINITIO_EXAMPLES = """\
+examples:
+  skcryo abinitio particles.star -o start
+  skcryo abinitio particles.star -k 2 --max-shift 20A --mask-radius 120A -o states
+  skcryo reconstruct start/particles.star -o volume
+"""
+
 _EXAMPLES = """\
 examples:
   skcryo classify2d particles.star -k 50 -o classes
@@ -141,6 +167,7 @@ def make_parser():
     )
     _add_run_options(classify)
     _add_reconstruct(commands)
+    _add_abinitio(commands)
     return parser
 
 
@@ -190,6 +217,58 @@ def _add_reconstruct(commands):
     _add_run_options(parser)
 
 
+def _add_abinitio(commands):
+    """The parser of abinitio."""
+    parser = commands.add_parser(
+        "abinitio",
+        help="a volume and poses from particles alone",
+        description=_ABINITIO,
+        epilog=_ABINITIO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("particles", nargs="+", metavar="STAR", help="STAR, .cs or MRCS files with the particles")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "-k", "--classes", type=integer(1), default=1, metavar="K", help="states of the molecule (default: 1)"
+    )
+    parser.add_argument(
+        "--max-shift",
+        type=length,
+        metavar="LENGTH",
+        help="largest shift in x and in y, in pixels of the input (6 or 6px) or Angstrom (8A) (default: 5.5%% of the "
+        "box)",
+    )
+    parser.add_argument(
+        "--mask-radius",
+        type=length,
+        metavar="LENGTH",
+        help="radius of the ball that holds the particle, in pixels of the input (60 or 60px) or Angstrom (140A) "
+        "(default: 0.42 of the box)",
+    )
+    parser.add_argument(
+        "--starts", type=integer(1), default=5, metavar="N", help="random starts at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--downsample",
+        type=integer(8),
+        metavar="BOX",
+        help="work at this box size in pixels; poses are written for the input (default: 64, or the box of the input "
+        "if smaller)",
+    )
+    parser.add_argument("--seed", type=integer(0), metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--invert", action="store_true", help="particles are dark on light: change the sign of the images"
+    )
+    parser.add_argument(
+        "--pixel-size", type=positive, metavar="A", help="pixel size in Angstrom, instead of what the files say"
+    )
+    parser.add_argument("--no-ctf", action="store_true", help="ignore the CTF of the input")
+    parser.add_argument(
+        "--images-dir", metavar="DIR", help="folder that image names in the STAR file are relative to"
+    )
+    _add_run_options(parser)
+
+
 def _add_run_options(parser):
     """Options that all commands share."""
     parser.add_argument(
@@ -230,6 +309,8 @@ def main(argv=None):
     try:
         if args.command == "demo":
             from ._cli._demo import run
+        elif args.command == "abinitio":
+            from ._cli._abinitio import run
         elif args.command == "reconstruct":
             from ._cli._reconstruct import run
         elif args.select is not None:

@@ -10,7 +10,12 @@ import zlib
 
 import numpy as np
 
+from ..inspection._angular_coverage import mollweide
 from ..inspection._grey_levels import grey_levels
+from ..inspection._volume_slices import grey_tiles
+
+VIEWS = ("slice xy", "slice xz", "slice yz", "projection along z", "projection along y", "projection along x")
+_MOST_POINTS = 3000
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color:
@@ -22,7 +27,10 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em;
 .tiles figure { margin: 0; } .tiles img { width: 100%; display: block; } .tiles figcaption { font-size: .85em; }
 table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
 td:first-child { color: #555; white-space: nowrap; } td:last-child { overflow-wrap: anywhere; }
-.warning { background: #fff3cd; padding: .5em .8em; margin: .4em 0; } svg { max-width: 100%; height: auto; }
+.warning { background: #fff3cd; padding: .5em .8em; margin: .4em 0; }
+.verdict { padding: .7em .9em; margin: .6em 0; font-weight: 600; }
+.good { background: #dff2e1; } .bad { background: #f8d7da; } th { text-align: left; font-weight: 600; padding: .15em
+1.2em .15em 0; } figure.wide { margin: 0; max-width: 640px; } svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; } code { background: #f2f2f2; padding: .1em .3em; }
 """
 
@@ -88,6 +96,49 @@ def render_volume_report(*, title, summary, tiles, curve, box_size, pixel_size, 
     parts += [_figure(tile, caption, html.escape(caption)) for caption, tile in tiles]
     parts.append("</div>")
     parts.append("<h2>Fourier shell correlation of the half maps</h2>" + _fsc_chart(curve, box_size, pixel_size))
+    return _page(title, summary, parts, sections, warnings, next_steps)
+
+
+def render_ab_initio_report(
+    *, title, summary, verdict, converged, scores, agreement, curves, volumes, rotations, curve, box_size, pixel_size,
+    sections, warnings=(), next_steps=(),
+):
+    """Return the report of an ab initio fit as HTML: first of all whether it can be trusted.
+
+    Parameters
+    ----------
+    title, summary, sections, warnings, next_steps : as in :func:`render_report`
+    verdict : str
+    converged : bool
+    scores, agreement : array-like of shape (n_starts,)
+        Log-likelihood of the starts and their agreement with the best one.
+    curves : list of list of float
+        Log-evidence of the epochs of each start.
+    volumes : list of (str, ndarray of shape (L, L, L))
+        With their headings.
+    rotations : ndarray of shape (n, 3, 3)
+    curve, box_size, pixel_size
+        Of the half maps, as in :func:`render_volume_report`.
+
+    Returns
+    -------
+    page : str
+    """
+    best = int(np.argmax(scores))
+    parts = [f'<p class="verdict {"good" if converged else "bad"}">{html.escape(verdict)}</p>', "<table>"]
+    names = ("start", "epochs", "log-likelihood of an image", "poses that agree with the best start")
+    parts.append("<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>")
+    for i, (score, share) in enumerate(zip(scores, agreement)):
+        cells = (i + 1, len(curves[i]), f"{score:.2f}", "the best" if i == best else f"{share:.0%}")
+        parts.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    parts.append("</table>")
+    for name, volume in volumes:
+        parts += [f"<h2>{html.escape(name)}</h2>", '<div class="tiles">']
+        tiles = grey_tiles(volume).reshape(6, *volume.shape[1:])
+        parts += [_figure(tile, caption, html.escape(caption)) for caption, tile in zip(VIEWS, tiles)]
+        parts.append("</div>")
+    parts.append("<h2>Fourier shell correlation of the half maps</h2>" + _fsc_chart(curve, box_size, pixel_size))
+    parts.append("<h2>Viewing directions</h2>" + _coverage_chart(rotations))
     return _page(title, summary, parts, sections, warnings, next_steps)
 
 
@@ -221,4 +272,17 @@ def _fsc_chart(curve, box_size, pixel_size):
         f'{"".join(marks)}<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
         f"resolution ({unit})</text>"
         f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/></svg>'
+    )
+
+
+def _coverage_chart(rotations):
+    """Return viewing directions as points on a map of equal areas, as SVG; of very many, every so many."""
+    scale, step = 110, max(1, -(-len(rotations) // _MOST_POINTS))
+    x, y = (mollweide(np.asarray(rotations)[::step, :, 2]) * (scale, -scale)).T
+    width, height = 2 * np.sqrt(2) * scale, np.sqrt(2) * scale
+    dots = "".join(f'<circle cx="{a:.0f}" cy="{b:.0f}" r="1.6"/>' for a, b in zip(x, y))
+    return (
+        f'<svg viewBox="{-width - 4:.0f} {-height - 4:.0f} {2 * width + 8:.0f} {2 * height + 8:.0f}" width="640" '
+        f'role="img" aria-label="Viewing directions"><ellipse rx="{width:.1f}" ry="{height:.1f}" fill="none" '
+        f'stroke="#999"/><g fill="#4c78a8" fill-opacity="0.5">{dots}</g></svg>'
     )
