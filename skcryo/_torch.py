@@ -1,12 +1,13 @@
 """The seam to optional dependencies, torch above all. Nothing here imports torch before it is asked to."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DEVICES", "import_optional", "import_torch", "resolve_device", "to_numpy"]
+__all__ = ["DEVICES", "accelerator", "import_optional", "import_torch", "resolve_device", "to_numpy"]
 
 # What the parameter `device` of an estimator may be.
 DEVICES = frozenset({"auto", "cpu", "cuda"})
@@ -82,6 +83,41 @@ def resolve_device(device: str, *, caller: str = "device") -> Any:
                 f"use device='auto' or device='cpu'"
             )
     return resolved
+
+
+def accelerator(device: Any, *, caller: str = "device") -> Any:
+    """The ``torch.device`` for work that needs no torch on the CPU, or None if it is done without torch.
+
+    Parameters
+    ----------
+    device : {None, "auto", "cpu", "cuda"}, "cuda:<index>" or torch.device
+        None and "cpu" mean without torch, and do not import it. "auto" takes the GPU where torch is installed and sees
+        one. A ``torch.device`` is taken at its word: that of the CPU too.
+    caller : str, default="device"
+        Whose name an error bears.
+
+    Raises
+    ------
+    ValueError
+        If `device` is none of these, or a GPU is asked for and there is none.
+    ImportError
+        If a GPU is asked for by name and torch is not installed.
+
+    Examples
+    --------
+    >>> accelerator("cpu") is None
+    True
+    """
+    if isinstance(device, str) and device.split(":")[0] not in DEVICES:
+        raise ValueError(f"{caller}: device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device is None or (isinstance(device, str) and device.split(":")[0] == "cpu"):
+        return None
+    if isinstance(device, str) and device == "auto":
+        if importlib.util.find_spec("torch") is None:
+            return None
+        resolved = resolve_device("auto", caller=caller)
+        return resolved if resolved.type == "cuda" else None
+    return resolve_device(device, caller=caller)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ from scipy.spatial import cKDTree
 
 from .._ext._poses import best_shifts as _best_shifts
 from .._ext._poses import spread as _spread
+from .._torch import accelerator
 from ._polar_search import one_blas_thread
 
 __all__ = ["ExpectedSlices", "PoseCandidates", "expected_slices", "search_poses", "shift_grid"]
@@ -130,6 +131,13 @@ class _Products:
         self.undo = images.centred_phases(shifts, self.n_points)
         self.block = int(np.clip(_MAX_BYTES // (4 * self.n_rotations * self.n_shifts), 1, _BLOCK))
 
+    def filtered(self, block):
+        """Filters of some images, their contrast in them, (n, n_points) or (1, n_points), and the images filtered."""
+        filters = self.images.filters[block if len(self.images.filters) > 1 else slice(None), : self.n_points]
+        if self.contrast is not None:
+            filters = filters * self.contrast[block, None].astype(np.float32)
+        return filters, self.images.values[block, : self.n_points] * filters
+
     def blocks(self, where):
         """Go through the images `where`, a few at a time.
 
@@ -152,10 +160,7 @@ class _Products:
         for start in range(where.start, where.stop, self.block):
             block = slice(start, min(start + self.block, where.stop))
             n = block.stop - start
-            filters = self.images.filters[block if len(self.images.filters) > 1 else slice(None), : self.n_points]
-            if self.contrast is not None:
-                filters = filters * self.contrast[block, None].astype(np.float32)
-            filtered = self.images.values[block, : self.n_points] * filters
+            filters, filtered = self.filtered(block)
             values = filtered[:, None] * self.undo
             squares = np.ascontiguousarray(np.broadcast_to(np.square(filters), filtered.shape))
             even, odd = room[0][:n], room[1][:n]
@@ -182,7 +187,7 @@ def _run(function, n, n_jobs):
 
 
 def search_poses(
-    images, projector, rotations, shifts, *, band, n_best=1, contrast=None, contrast_std=None, n_jobs=None
+    images, projector, rotations, shifts, *, band, n_best=1, contrast=None, contrast_std=None, n_jobs=None, device=None
 ):
     """The most likely rotations and shifts of a grid, by brute force.
 
@@ -206,6 +211,9 @@ def search_poses(
         standard deviation, instead of at `contrast`.
     n_jobs : int, default=None
         Threads; the result does not depend on it.
+    device : {"auto", "cpu", "cuda"} or torch.device, default=None
+        Where images are compared with slices. None and "cpu": in NumPy. "cuda": on a GPU, by torch. "auto": on a GPU
+        if torch is installed and sees one. A ``torch.device`` is one for torch, that of the CPU too.
 
     Returns
     -------
@@ -214,7 +222,14 @@ def search_poses(
     Raises
     ------
     ValueError
-        If the grid is empty or `contrast` is not one number per image.
+        If the grid is empty or `contrast` is not one number per image, or there is no such device.
+    ImportError
+        If torch is asked for and not installed.
+
+    Notes
+    -----
+    Torch's log-likelihoods are NumPy's to the rounding of float32: within 1e-5 of the largest. Poses closer to each
+    other than that may change places.
 
     Examples
     --------
@@ -231,6 +246,14 @@ def search_poses(
     >>> found.rotation.tolist(), found.shift.tolist()
     ([[5], [17]], [[2], [10]])
     """
+    device = accelerator(device, caller="search_poses")
+    if device is not None:
+        from ._search_torch import search_poses_torch
+
+        return search_poses_torch(
+            images, projector, rotations, shifts, band=band, n_best=n_best, contrast=contrast,
+            contrast_std=contrast_std, n_jobs=n_jobs, device=device,
+        )
     if contrast_std is not None:
         contrast = None
     products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
@@ -258,12 +281,14 @@ def search_poses(
     return PoseCandidates(rotation.astype(np.int64), shift.astype(np.int64), log_likelihood.astype(np.float64))
 
 
-def expected_slices(images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, n_jobs=None):
+def expected_slices(
+    images, projector, rotations, shifts, *, band, temperature=1.0, contrast=None, n_jobs=None, device=None
+):
     """The expectation step over a grid of poses: every image at every pose, weighted by its posterior.
 
     Parameters
     ----------
-    images, projector, rotations, shifts, band, contrast, n_jobs
+    images, projector, rotations, shifts, band, contrast, n_jobs, device
         As in :func:`search_poses`.
     temperature : float, default=1.0
         Log-likelihoods are divided by it: above 1, images commit themselves less.
@@ -275,11 +300,16 @@ def expected_slices(images, projector, rotations, shifts, *, band, temperature=1
     Raises
     ------
     ValueError
-        If the grid is empty, `contrast` is not one number per image or `temperature` is not positive.
+        If the grid is empty, `contrast` is not one number per image or `temperature` is not positive, or there is no
+        such device.
+    ImportError
+        If torch is asked for and not installed.
 
     Notes
     -----
     All poses of the grid have the same prior. Weights under 1e-4 of an image's largest are dropped.
+    With torch, log-evidences are NumPy's as log-likelihoods are, within 1e-5 of the largest, and weights differ by the
+    exponential of that.
 
     Examples
     --------
@@ -298,6 +328,14 @@ def expected_slices(images, projector, rotations, shifts, *, band, temperature=1
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    device = accelerator(device, caller="expected_slices")
+    if device is not None:
+        from ._search_torch import expected_slices_torch
+
+        return expected_slices_torch(
+            images, projector, rotations, shifts, band=band, temperature=temperature, contrast=contrast,
+            n_jobs=n_jobs, device=device,
+        )
     products = _Products(images, projector, rotations, shifts, band, contrast, n_jobs)
     n_points, n_rotations = products.n_points, products.n_rotations
 

@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 
 from .._callback import CallbackSupportMixin, FitProgress
 from .._ext._emd import max_threads
+from .._torch import DEVICES, accelerator
 from .._validation import (
     Interval,
     StackTagsMixin,
@@ -86,6 +87,9 @@ class AbInitioVolume(
         goes on from there, to the same result, if data and parameters are the same.
     n_jobs : int, default=None
         Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
+    device : {"auto", "cpu", "cuda"}, default="auto"
+        Where the brute-force search runs, most of the time of a fit; all else runs on the CPU. "cuda": on a GPU, by
+        torch (``pip install "skcryo[torch]"``). "auto": on a GPU if torch is installed and sees one, else on the CPU.
     random_state : int, RandomState instance or None, default=None
 
     Attributes
@@ -145,6 +149,11 @@ class AbInitioVolume(
     pixels are padded with zeros; of images smaller than 16 pixels, which have no background, all pixels are taken for
     noise at first. Both hands fit images equally well: which one comes out is chance.
 
+    On the CPU the result is the same, bit by bit, for any `n_jobs`. On a GPU the log-likelihoods of a search are those of
+    the CPU to the rounding of float32, 1e-5 of the largest, and its poses are the same unless they are as close as that.
+    A fit is many steps long, so that its end differs by more, and a start may end elsewhere, as from another seed. A
+    checkpoint goes on on any device.
+
     References
     ----------
     .. [1] Punjani, Rubinstein, Fleet, Brubaker, "cryoSPARC: algorithms for rapid unsupervised cryo-EM structure
@@ -178,6 +187,7 @@ class AbInitioVolume(
         "contrast_std": [Interval(Real, 0, None, closed="neither"), None],
         "checkpoint_dir": [str, PathLike, None],
         "n_jobs": [Integral, None],
+        "device": [StrOptions(set(DEVICES))],
         "random_state": ["random_state"],
     }
     _seconds_between_checkpoints = 10.0
@@ -197,6 +207,7 @@ class AbInitioVolume(
         contrast_std=0.2,
         checkpoint_dir=None,
         n_jobs=None,
+        device="auto",
         random_state=None,
     ):
         self.n_components = n_components
@@ -211,6 +222,7 @@ class AbInitioVolume(
         self.contrast_std = contrast_std
         self.checkpoint_dir = checkpoint_dir
         self.n_jobs = n_jobs
+        self.device = device
         self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------- fit
@@ -235,8 +247,11 @@ class AbInitioVolume(
         ------
         ValueError
             If images are not square and finite, fewer than two, or without any background; if CTFs come without a
-            pixel size; if the checkpoint is that of another fit.
+            pixel size; if the checkpoint is that of another fit; if there is no such device.
+        ImportError
+            If ``device="cuda"`` and torch is not installed.
         """
+        device = accelerator(self.device, caller="AbInitioVolume")
         stack = validate_lazy(self, X, ensure_min_samples=2)
         pixel_size, ctf = self._optics(stack, ctf)
         for _ in iter_finite_chunks(stack):
@@ -246,7 +261,7 @@ class AbInitioVolume(
         key = None if self.checkpoint_dir is None else self._fingerprint(stack, ctf)
         saved = None if self.checkpoint_dir is None else load_fit(self.checkpoint_dir, key)
         seed = seed if saved is None else saved[1]["seed"]  # of a fit without random_state, that of its first session
-        fit = AbInitioFit(padded, ctf, pixel_size, self._options(stack.shape[1]), seed, self._threads())
+        fit = AbInitioFit(padded, ctf, pixel_size, self._options(stack.shape[1]), seed, self._threads(), device)
         saver = Saver(fit, self.checkpoint_dir, key, self._seconds_between_checkpoints)
         start = None if saved is None else fit.restore(*saved)
         self.pixel_size_ = pixel_size
@@ -397,7 +412,7 @@ class AbInitioVolume(
         params = self.get_params(deep=False)
         if isinstance(self.random_state, np.random.RandomState):
             params["random_state"] = "given"
-        for name in ("n_jobs", "checkpoint_dir", "n_components", "n_classes"):
+        for name in ("n_jobs", "device", "checkpoint_dir", "n_components", "n_classes"):
             params.pop(name)
         return fingerprint(params, stack, (ctf,))
 
@@ -428,6 +443,7 @@ class AbInitioVolume(
         pixel_size, ctf = self._optics(stack, ctf)
         projector = VolumeProjector(self.volume_for_poses_)
         options = self._options(stack.shape[1])
+        device = accelerator(self.device, caller="AbInitioVolume")
         step = {"n_side": 2, "n_psi": 12} if self.angular_step >= 30 else {}
         shared = {"contrast_std": self.contrast_std, "n_jobs": self._threads()}
         for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
@@ -439,7 +455,7 @@ class AbInitioVolume(
             for turn in range(_PREDICT_SEARCHES):
                 fit = search_and_refine(
                     images, projector, max_shift=options["max_shift"], band=band, fit=fit,
-                    turn=random_rotations(1, turn)[0], **step, **shared,
+                    turn=random_rotations(1, turn)[0], device=device, **step, **shared,
                 )
             fit = refine_poses(
                 images, projector, fit.rotations, fit.shifts, band=self.band_, n_steps=6, **shared

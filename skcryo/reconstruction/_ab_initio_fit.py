@@ -44,11 +44,13 @@ class AbInitioFit:
         ``contrast_std``, ``angular_step`` (degrees).
     seed : int
     n_jobs : int
+    device : str or torch.device, default=None
+        As in :func:`skcryo.alignment.search_poses`.
     """
 
-    def __init__(self, stack, ctf, pixel_size, options, seed, n_jobs):
+    def __init__(self, stack, ctf, pixel_size, options, seed, n_jobs, device=None):
         self.stack, self.ctf, self.pixel_size = stack, ctf, pixel_size
-        self.options, self.seed, self.n_jobs = options, seed, n_jobs
+        self.options, self.seed, self.n_jobs, self.device = options, seed, n_jobs, device
         n, L = stack.shape[:2]
         self.spectrum = _spectrum(stack)
         self.images = FourierImages.from_stack(
@@ -80,14 +82,15 @@ class AbInitioFit:
         """The next random start."""
         images = self.images.take(self.start_rows)
         seed = np.random.SeedSequence([self.seed, 4, len(self.scores)]).generate_state(1)[0]
-        return StochasticStart(images, signal_power(images), self.settings, int(seed), self.n_jobs)
+        return StochasticStart(images, signal_power(images), self.settings, int(seed), self.n_jobs, self.device)
 
     def end_start(self, start):
         """Judge a start: poses and likelihood of the images that all starts are compared on."""
         volume = start.solve(self.settings.last_band)
         fit = search_and_refine(
             self.compared, VolumeProjector(volume), max_shift=self.options["max_shift"], band=self.settings.last_band,
-            contrast_std=self.options["contrast_std"], n_best=3, n_jobs=self.n_jobs, **self._grid(),
+            contrast_std=self.options["contrast_std"], n_best=3, n_jobs=self.n_jobs, device=self.device,
+            **self._grid(),
         )
         n_points = self.compared.n_points(self.settings.last_band)
         power = np.square(np.abs(self.compared.values[:, :n_points])).sum(axis=1, dtype=np.float64)
@@ -129,6 +132,7 @@ class AbInitioFit:
         return VolumeRefinement(
             images, volume, max_shift=options["max_shift"], mask_radius=options["mask_radius"], first_band=band,
             last_band=None, contrast_prior=options["contrast_std"], half_sets=half_sets, n_jobs=self.n_jobs,
+            device=self.device,
         )
 
     def refine_half(self, half):

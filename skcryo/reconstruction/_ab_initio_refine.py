@@ -100,7 +100,7 @@ def best_contrast(fit, prior):
 
 def search_and_refine(
     images, projector, *, max_shift, band, contrast=None, fit=None, contrast_std=None, n_side=4, n_psi=24,
-    shift_step=1.3, n_best=8, n_steps=2, turn=None, n_jobs=None,
+    shift_step=1.3, n_best=8, n_steps=2, turn=None, n_jobs=None, device=None,
 ):
     """All poses of a grid for every image; the best few, and the present one, refined.
 
@@ -123,6 +123,8 @@ def search_and_refine(
     turn : ndarray of shape (3, 3), default=None
         Turns the whole grid, so that another search looks between the poses of this one.
     n_jobs : int, default=None
+    device : str or torch.device, default=None
+        As in :func:`skcryo.alignment.search_poses`.
 
     Returns
     -------
@@ -132,7 +134,7 @@ def search_and_refine(
     if turn is not None:
         rotations = turn @ rotations
     options = {"band": band, "contrast": contrast, "contrast_std": contrast_std, "n_jobs": n_jobs}
-    found = search_poses(images, projector, rotations, shifts, n_best=n_best, **options)
+    found = search_poses(images, projector, rotations, shifts, n_best=n_best, device=device, **options)
     for rank in range(found.rotation.shape[1]):
         new = refine_poses(
             images, projector, rotations[found.rotation[:, rank]], shifts[found.shift[:, rank]], n_steps=n_steps,
@@ -169,6 +171,8 @@ class VolumeRefinement:
     half_sets : ndarray of shape (n,)
         0 or 1.
     n_jobs : int, default=None
+    device : str or torch.device, default=None
+        As in :func:`skcryo.alignment.search_poses`.
 
     Attributes
     ----------
@@ -188,7 +192,8 @@ class VolumeRefinement:
     search_band = 14.0
 
     def __init__(
-        self, images, volume, *, max_shift, mask_radius, first_band, last_band, contrast_prior, half_sets, n_jobs=None
+        self, images, volume, *, max_shift, mask_radius, first_band, last_band, contrast_prior, half_sets, n_jobs=None,
+        device=None,
     ):
         self._given, self.volume = images, volume
         self.images = images
@@ -196,7 +201,7 @@ class VolumeRefinement:
         top = float(images.radii[-1])
         self.last_band = top if last_band is None else min(last_band, top)
         self.band = min(first_band, self.last_band)
-        self.half_sets, self.n_jobs = half_sets, n_jobs
+        self.half_sets, self.n_jobs, self.device = half_sets, n_jobs, device
         self.contrast = np.ones(len(images))
         self.fit = None
         self.round = 0
@@ -221,7 +226,8 @@ class VolumeRefinement:
         if searching:
             turn = random_rotations(1, self.round)[0]
             self.fit = search_and_refine(
-                self.images, projector, max_shift=self.max_shift, fit=self.fit, turn=turn, **self.grid, **options
+                self.images, projector, max_shift=self.max_shift, fit=self.fit, turn=turn, device=self.device,
+                **self.grid, **options,
             )
         contrast = best_contrast(self.fit, self.contrast_prior)
         self.contrast = contrast / contrast.mean()

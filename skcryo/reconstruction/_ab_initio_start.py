@@ -96,6 +96,8 @@ class StochasticStart:
     seed : int
         With the number of the step it decides everything random.
     n_jobs : int, default=None
+    device : str or torch.device, default=None
+        As in :func:`skcryo.alignment.expected_slices`.
 
     Attributes
     ----------
@@ -108,8 +110,9 @@ class StochasticStart:
         Mean evidence of each epoch.
     """
 
-    def __init__(self, images, power, settings, seed, n_jobs=None):
+    def __init__(self, images, power, settings, seed, n_jobs=None, device=None):
         self.images, self.power, self.settings, self.seed, self.n_jobs = images, power, settings, seed, n_jobs
+        self.device = device
         n = len(images)
         self.box = 2 * (int(np.ceil(settings.last_band)) + 2)
         self.mask_radius = settings.mask_radius * self.box / images.L
@@ -166,7 +169,9 @@ class StochasticStart:
         images = self.images.take(batch)
         rotations = random_rotations(1, random)[0] @ self.grid
         projector = VolumeProjector(self.solve(band))
-        found = expected_slices(images, projector, rotations, self.shift_grid, band=band, n_jobs=self.n_jobs)
+        found = expected_slices(
+            images, projector, rotations, self.shift_grid, band=band, n_jobs=self.n_jobs, device=self.device
+        )
         self.rotations[batch] = rotations[found.rotation]
         self.shifts[batch] = self.shift_grid[found.shift]
         self.evidence[batch] = found.log_evidence
