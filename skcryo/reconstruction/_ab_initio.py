@@ -149,10 +149,10 @@ class AbInitioVolume(
     pixels are padded with zeros; of images smaller than 16 pixels, which have no background, all pixels are taken for
     noise at first. Both hands fit images equally well: which one comes out is chance.
 
-    On the CPU the result is the same, bit by bit, for any `n_jobs`. On a GPU the log-likelihoods of a search are those of
-    the CPU to the rounding of float32, 1e-5 of the largest, and its poses are the same unless they are as close as that.
-    A fit is many steps long, so that its end differs by more, and a start may end elsewhere, as from another seed. A
-    checkpoint goes on on any device.
+    On the CPU the result is the same, bit by bit, for any `n_jobs`. On a GPU the log-likelihoods of a search are those
+    of the CPU to the rounding of float32, 1e-5 of the largest, and its poses are the same unless they are as close as
+    that. A fit is many steps long, so that its end differs by more, and a start may end elsewhere, as from another
+    seed. A checkpoint goes on on any device.
 
     References
     ----------
