@@ -265,7 +265,7 @@ def _convolution(sums):
 # --------------------------------------------------------------------------------------------------------- the model
 def principal_volumes(
     images, rotations, shifts, contrast=None, *, n_components=1, band=12.0, mask_radius, power=None, share=0.02,
-    contrast_std=0.05, n_local=2, random_state=None, max_iter=50, tol=0.005, n_jobs=1,
+    contrast_std=0.05, n_local=2, random_state=None, max_iter=50, tol=2e-3, n_jobs=1,
 ):
     """Fit ``image_i = contrast_i CTF_i slice_i(V_0 + sum_j z_ij V_j) + noise`` by expectation-maximisation.
 
@@ -293,8 +293,9 @@ def principal_volumes(
         The first coordinates are drawn from it.
     max_iter : int, default=50
         In all.
-    tol : float, default=0.005
-        Ends when the mean log-likelihood of an image rose by less.
+    tol : float, default=2e-3
+        Ends when the log-likelihood rose by less than this share of its whole rise (at a plateau, from which EM
+        starts, both are small), or by less than a twentieth of it for each image.
     n_jobs : int, default=1
         Threads; the result does not depend on it.
 
@@ -348,7 +349,8 @@ def principal_volumes(
         cross, gram = _products(data, volumes * masks, n_jobs)
         first, spread, likelihood = _posterior(data.power, cross, gram, contrast_std)
         curve.append(float((likelihood.sum() - equations.penalty(volumes)) / n))
-        if len(curve) - stage > 1 and abs(curve[-1] - curve[-2]) < tol:
+        rise = curve[-1] - curve[max(len(curve) - 2, 0)]
+        if len(curve) - stage > 1 and rise < tol * max(curve[-1] - curve[0], 0.05):
             if n_local == 0:
                 converged = True
                 break
@@ -358,10 +360,9 @@ def principal_volumes(
             masks[1:] = mask * weight
             volumes[1:] *= np.divide(old, masks[1:], out=np.zeros_like(old), where=masks[1:] > 0)
     if not converged:
-        last = curve[-1] - curve[-2] if len(curve) > 1 else np.nan
         warnings.warn(
             f"principal_volumes did not converge in max_iter={max_iter} iterations: the log-likelihood of an image "
-            f"last rose by {last:.2g}, tol is {tol:.2g}",
+            f"last rose by {rise:.2g}; it was to be less than tol={tol:.2g} of its whole rise",
             ConvergenceWarning,
             stacklevel=2,
         )
