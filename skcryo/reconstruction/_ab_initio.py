@@ -253,6 +253,9 @@ class AbInitioVolume(
         """
         device = accelerator(self.device, caller="AbInitioVolume")
         stack = validate_lazy(self, X, ensure_min_samples=2)
+        for name, most in (("n_classes", len(stack)), ("n_components", len(stack) - 1)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; at most {most} is wanted for {len(stack)} images")
         pixel_size, ctf = self._optics(stack, ctf)
         for _ in iter_finite_chunks(stack):
             pass
@@ -398,6 +401,8 @@ class AbInitioVolume(
         max_shift = 0.055 * L if self.max_shift == "auto" else float(self.max_shift)
         if max_shift >= L / 2:
             raise ValueError(f"max_shift is {self.max_shift} pixels; less than half of the box of {L} is wanted")
+        if self.mask_radius != "auto" and self.mask_radius > L:
+            raise ValueError(f"mask_radius is {self.mask_radius} pixels; at most the box of {L} is wanted")
         return {
             "max_shift": max_shift,
             "mask_radius": 0.42 * L if self.mask_radius == "auto" else float(self.mask_radius),
