@@ -335,7 +335,7 @@ def _write(folder, stack, estimator, settings, argv, messages, progress, clock):
         scores=estimator.start_scores_,
         agreement=estimator.start_agreement_,
         curves=estimator.start_curves_,
-        volumes=[(_volume_name(name, counts), volume) for name, volume in volumes.items()],
+        volumes=[(_volume_name(name, counts), volume) for name, volume in volumes.items()] + _differences(volumes),
         rotations=estimator.rotations_,
         curve=estimator.fsc_,
         box_size=settings.working_box,
@@ -393,6 +393,12 @@ def _volume_name(name, counts):
         return "Volume" if counts is None else "Volume of all particles"
     k = int(name.removeprefix("class").removesuffix(".mrc"))
     return f"Class {k}: {counts[k - 1]} particles"
+
+
+def _differences(volumes):
+    """What classes have that the largest one has not, for the report: states differ in little."""
+    first, *others = [volume for name, volume in volumes.items() if name != "volume.mrc"] or [None]
+    return [(f"Class {k} minus class 1", volume - first) for k, volume in enumerate(others, start=2)]
 
 
 def _next_steps(paths):
