@@ -15,8 +15,8 @@ from ._accumulator import FourierAccumulator
 
 __all__ = ["LatentMixture", "class_volumes", "classify", "refine_classes"]
 
-# Least power of a difference between classes over that of the molecule, shell by shell
-_LEAST_SHARE = 3e-3
+# Power of a class's difference from the consensus over that of the molecule, in its prior
+_SHARE = 0.3
 
 
 @dataclass
@@ -212,8 +212,9 @@ def class_volumes(
     Notes
     -----
     States of one molecule are alike, so what is estimated is the difference from the consensus: it is reconstructed
-    from the images minus the consensus' projections, with a Wiener filter of its own from the power by shell that
-    these hold beyond noise. Where nothing differs all images tell of every class.
+    from the images minus the consensus' projections, with a Wiener filter for three tenths of the molecule's power in
+    every shell, and added. All images tell of every class what they share. The power that the differences themselves
+    show would filter too strongly: it falls to nothing in the shells where it is hard to see.
     """
     power = signal_power(images) if power is None else power
     box = min(2 * (int(np.ceil(band)) + 2), images.L) if box is None else box
@@ -222,15 +223,14 @@ def class_volumes(
     spectrum = np.interp(np.arange(box // 2 + 1), np.arange(len(power)), power)
     cut = min(0.5, band / box)
 
-    def solve(data, weights, floor):
+    def solve(data, weights, share):
         sums = FourierAccumulator(box)
         add_images(sums, data, rotations, shifts, weights=weights, **options)
-        held = spectrum if floor is None else np.maximum(sums.signal_power(), floor * spectrum)
-        return sums.solve(1 / held, mask_radius=radius, max_frequency=cut)
+        return sums.solve(1 / (share * spectrum), mask_radius=radius, max_frequency=cut)
 
-    consensus = solve(images, responsibilities.sum(axis=1), None)
+    consensus = solve(images, responsibilities.sum(axis=1), 1.0)
     rest = _residuals(images, consensus, rotations, shifts, contrast, band)
-    return np.stack([consensus + solve(rest, weights, _LEAST_SHARE) for weights in responsibilities.T])
+    return np.stack([consensus + solve(rest, weights, _SHARE) for weights in responsibilities.T])
 
 
 def _residuals(images, volume, rotations, shifts, contrast, band):
@@ -249,7 +249,7 @@ def _residuals(images, volume, rotations, shifts, contrast, band):
 
 
 def refine_classes(
-    images, rotations, shifts, contrast, responsibilities, *, pose_band, band, mask_radius, n_rounds=2, n_jobs=1
+    images, rotations, shifts, contrast, responsibilities, *, pose_band, band, mask_radius, n_rounds=3, n_jobs=1
 ):
     """Poses refined against the volume of each image's own class, and volumes from these, in turn.
 
@@ -259,7 +259,7 @@ def refine_classes(
         As :func:`class_volumes`.
     pose_band, band : float
         Cycles per box, for the poses and for the volumes.
-    n_rounds : int, default=2
+    n_rounds : int, default=3
     n_jobs : int, default=1
 
     Returns
