@@ -39,6 +39,7 @@ def test_every_script_is_tested():
     assert {script.name for script in SCRIPTS} == {
         "classify_particles.py",
         "grid_search.py",
+        "plot_ab_initio.py",
         "reconstruct_volume.py",
     }
 
@@ -62,6 +63,15 @@ def test_reconstruct_volume(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     # The box's pixels allow 13; unfiltered, or with poses transposed, it is worse than 100.
     assert resolution < 40 and fitted.resolution_ < 40
+
+
+def test_plot_ab_initio(tmp_path, capsys):
+    fitted, errors = runpy.run_path(str(EXAMPLES / "plot_ab_initio.py"))["main"](tmp_path)
+    names = ["fsc.png", "particles.mrcs", "particles.star", "posed.star", "slices.png", "views.png", "volume.mrc"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # Poses drawn by lot are 100 degrees off.
+    assert fitted.converged_ and errors.median < 3
+    assert "converged\n" in capsys.readouterr().out
 
 
 def test_grid_search():
