@@ -35,6 +35,7 @@ from ._ab_initio_fit import AGREEING_SHARE, AbInitioFit, Saver, load_fit
 from ._ab_initio_refine import best_contrast, search_and_refine
 from ._half_sets import fingerprint
 from ._principal_volumes import coordinates, principal_volumes
+from ._unevenness import unevenness
 from ._volume_classes import classify, refine_classes
 
 __all__ = ["AbInitioVolume"]
@@ -436,7 +437,8 @@ class AbInitioVolume(
         poses : Bunch
             ``rotations`` (n, 3, 3), in the frame of ``volume_``; ``shifts`` (n, 2) in pixels; ``contrast`` (n,);
             ``correlation`` (n,) between image and projection, noise made white; ``excess`` (n,) of the residual's power
-            over the noise's, as a share; ``log_likelihood`` (n,) above that of no particle.
+            over the noise's, as a share; ``unevenness`` (n,), the share of the log-likelihood that two halves of the
+            projection gain by a contrast each; ``log_likelihood`` (n,) above that of no particle.
         """
         parts = [part for part, _ in self._pose_chunks(X, ctf)]
         return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -480,6 +482,8 @@ class AbInitioVolume(
                 "contrast": contrast,
                 "correlation": correlation,
                 "excess": (power - explained) / n_points - 1,
+                "unevenness": unevenness(images, projector, fit.rotations, fit.shifts, self.band_)
+                / np.maximum(explained, 5),
                 "log_likelihood": explained,
             }
             yield part, images
@@ -500,8 +504,9 @@ class AbInitioVolume(
     def score_samples(self, X, *, ctf=None):
         """How well each image shows the fitted volume; junk is low.
 
-        The correlation with the best projection, less half the share by which the residual's power exceeds the
-        noise's: a broken particle, or one that is not alone, leaves more than noise.
+        The correlation with the best projection, less half of two shares: that by which the residual's power exceeds
+        the noise's, for a particle that is not alone, and that of the log-likelihood which two halves of the projection
+        gain by a contrast each, for one of which a part is missing.
 
         Parameters
         ----------
@@ -512,7 +517,7 @@ class AbInitioVolume(
         ndarray of shape (n_images,), float64
         """
         poses = self.predict_poses(X, ctf=ctf)
-        return poses.correlation - 0.5 * poses.excess
+        return poses.correlation - 0.5 * (poses.excess + poses.unevenness)
 
     def score(self, X, y=None, *, ctf=None):
         """Mean log-likelihood of the images at their best poses, above that of no particle.
