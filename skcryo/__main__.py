@@ -266,6 +266,12 @@ def _add_abinitio(commands):
     parser.add_argument(
         "--images-dir", metavar="DIR", help="folder that image names in the STAR file are relative to"
     )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where poses are searched: auto (default; a GPU if torch sees one), cpu or cuda",
+    )
     _add_run_options(parser)
 
 

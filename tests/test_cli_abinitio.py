@@ -326,6 +326,7 @@ BAD = {
     "larger box": (["{star}", "--downsample", "48"], "--downsample 48 is above the box of the input; at most 32"),
     "smallest box": (["{star}", "--downsample", "4"], "a whole number of at least 8 is wanted"),
     "negative seed": (["{star}", "--seed", "-1"], "a whole number of at least 0 is wanted"),
+    "a device of the future": (["{star}", "--device", "qpu"], "invalid choice: 'qpu'"),
     "one particle": (["{one}"], "the input has 1 particle; at least two are wanted"),
     "NaN pixels": (["{nan}"], "NaN"),
     "blank particle": (["{blank}"], "zero variance in its background"),

@@ -202,7 +202,7 @@ def ab_initio(args, argv):
             warn_of_dark_particles(images, settings.invert)
             progress["preparing"] += clock.lap()
             estimator = _fit(images, settings, args, folder, progress, clock)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         folder.discard()
         raise CommandError(one_line(error)) from error
     messages = list(dict.fromkeys(str(warning.message) for warning in [*caught, *caught_later]))
@@ -226,6 +226,7 @@ def _fit(images, settings, args, folder, progress, clock):
         n_starts=settings.n_starts,
         checkpoint_dir=folder.checkpoint / "fit",
         n_jobs=args.jobs,
+        device=args.device,
         random_state=settings.seed,
     )
 
