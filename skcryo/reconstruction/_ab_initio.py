@@ -89,7 +89,7 @@ class AbInitioVolume(
     n_jobs : int, default=None
         Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
     device : {"auto", "cpu", "cuda"}, default="auto"
-        Where the brute-force search runs, most of the time of a fit; all else runs on the CPU. "cuda": on a GPU, by
+        Where the brute-force search runs, half of a fit or more; all else runs on the CPU. "cuda": on a GPU, by
         torch (``pip install "skcryo[torch]"``). "auto": on a GPU if torch is installed and sees one, else on the CPU.
     random_state : int, RandomState instance or None, default=None
 
