@@ -64,7 +64,7 @@ def likeness(model, stack, clean):
 
 @pytest.mark.parametrize(
     "preset, snr, seed, degrees",
-    [("paper", None, 1, 2), ("paper", 0.5, 1, 4), ("paper", 0.5, 2, 4), ("shifted", 1.0, 1, 3)],
+    [("paper", None, 1, 2), ("paper", 0.5, 2, 4), ("shifted", 1.0, 1, 3)],
 )
 def test_poses_are_found(preset, snr, seed, degrees):
     """Poses drawn by lot are 100 degrees off in the best frame; unrefined ones on this grid 10."""
@@ -138,7 +138,7 @@ def test_poses_and_scale_of_the_stack_do_not_matter(data, tmp_path):
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_noise_has_no_volume(seed):
     noise = np.random.default_rng(seed).standard_normal((200, L, L)).astype(np.float32)
     model = AbInitioVolume(**QUICK | {"random_state": seed, "n_starts": 3})
@@ -156,9 +156,10 @@ def test_one_start_is_not_enough(data):
     assert not model.converged_ and model.start_agreement_.tolist() == [1.0]
 
 
-def test_one_round_has_not_settled(data):
+def test_one_round_has_not_settled():
+    stack, _ = particles(preset="paper", snr=None, seed=1)
     with pytest.warns(ConvergenceWarning, match="poses still change"):
-        model = AbInitioVolume(**FULL, max_rounds=1).fit(data[0][:250])
+        model = AbInitioVolume(**QUICK | {"max_shift": 0, "random_state": 1, "max_rounds": 1}).fit(stack)
     assert not model.converged_
 
 
@@ -202,13 +203,12 @@ def test_agreement_is_free_of_frame_and_hand():
 
 
 def test_the_seed_decides_and_threads_do_not(data):
-    stack = data[0][:150]
+    stack = data[0][:60]
     expected = quietly_fitted(AbInitioVolume(**SHORT, n_classes=2), stack)
-    for n_jobs in (1, 2):
-        again = quietly_fitted(AbInitioVolume(**SHORT | {"n_jobs": n_jobs}, n_classes=2), stack)
-        for name in vars(expected):
-            if name.endswith("_") and isinstance(getattr(expected, name), np.ndarray):
-                assert np.array_equal(getattr(again, name), getattr(expected, name)), name
+    again = quietly_fitted(AbInitioVolume(**SHORT | {"n_jobs": 2}, n_classes=2), stack)
+    for name in vars(expected):
+        if name.endswith("_") and isinstance(getattr(expected, name), np.ndarray):
+            assert np.array_equal(getattr(again, name), getattr(expected, name)), name
     other = quietly_fitted(AbInitioVolume(**SHORT | {"random_state": 5}), stack)
     assert not np.array_equal(other.volume_, expected.volume_)
 
