@@ -11,7 +11,6 @@ import pytest
 from numpy.testing import assert_allclose
 
 from skcryo.__main__ import main, make_parser
-from skcryo._cli._classify2d import DEFAULT_METRIC
 from skcryo._cli._common import class_numbers, format_seconds, length
 from skcryo._cli._progress import ProgressReporter
 from skcryo._cli._report import encode_png, render_report
@@ -102,7 +101,7 @@ def test_help_tells_the_defaults_of_the_estimator():
     default = RotInvWassersteinKMeans()
     assert f"in-plane angles tried (default: {default.n_angles})" in text
     assert f"iterations at most (default: {default.max_iter})" in text
-    assert f"{DEFAULT_METRIC} (default; " in text
+    assert f"{default.metric} (default; " in text
     assert default.max_shift == "auto" and "(default: 5% of the box in x and in y)" in text
     assert "5 % in x and in y" in " ".join(type(default).__doc__.split())
 

@@ -100,7 +100,7 @@ def test_a_random_state_instance_can_go_on_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        {"metric": "l2"},
+        {"metric": "sobolev"},
         {"n_clusters": 3},
         {"random_state": 4},
         {"balance": 0.1},

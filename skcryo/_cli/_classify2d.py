@@ -20,8 +20,6 @@ IN_MEMORY = 2**30
 # A larger box is cropped in Fourier space to this one unless --downsample says otherwise: the cost of a
 # comparison grows with the area, and noisy images tell classes apart by coarse features.
 DEFAULT_BOX = 64
-# In white noise, and with CTFs, which take away the low frequencies that "sobolev" looks at most.
-DEFAULT_METRIC = "l2"
 
 
 def run(args, argv):
@@ -89,7 +87,7 @@ class Settings:
             raise CommandError(
                 f"--max-shift is {self.max_shift:g} pixels; less than half of the box of {box} is wanted"
             )
-        self.metric = args.metric or DEFAULT_METRIC
+        self.metric = args.metric or default.metric
         self.n_angles = args.n_angles or default.n_angles
         self.max_iter = args.max_iter or default.max_iter
         self.seed = args.seed or 0

@@ -49,15 +49,17 @@ class RotInvWassersteinKMeans(
     ----------
     n_clusters : int, default=8
         Number of classes.
-    metric : {"sobolev", "w1", "l2"}, default="sobolev"
+    metric : {"l2", "w1", "sobolev"}, default="l2"
         Distance between two images, minimised over rotations (and shifts):
 
+        * "l2": Euclidean, of images smoothed by `lowpass`. It handles every image's own CTF exactly and is the fastest;
+          with k-means++ and `balance` its classes are the most homogeneous, with and without CTFs; hence the default.
+          Images in coloured noise want :class:`skcryo.preprocessing.NoiseWhitener` first.
         * "w1": the wavelet earth mover's distance (equation 8 of [1]_: sym5, 6 levels), a fast equivalent of the
           Wasserstein-1 distance.
         * "sobolev": the norm of H^-1, to which Wasserstein distances of small moves reduce, of images smoothed by
-          `lowpass`. On small images it follows the exact earth mover's distance closer than "w1" does, it handles every
-          image's own CTF exactly, and it is the fastest; hence the default.
-        * "l2": Euclidean, of images smoothed by `lowpass`.
+          `lowpass`. On small images it follows the exact earth mover's distance closer than "w1" does. It looks at the
+          lowest frequencies most, which CTFs take away and coloured noise drowns: for images without either.
     n_angles : int, default=200
         In-plane angles searched, equally spaced over a turn (the paper's number).
     max_shift : float or "auto", default="auto"
@@ -181,7 +183,7 @@ class RotInvWassersteinKMeans(
         self,
         n_clusters=8,
         *,
-        metric="sobolev",
+        metric="l2",
         n_angles=200,
         max_shift="auto",
         lowpass="auto",
