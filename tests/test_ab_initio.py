@@ -158,7 +158,7 @@ def test_one_start_is_not_enough(data):
 
 def test_one_round_has_not_settled():
     stack, _ = particles(preset="paper", snr=None, seed=1)
-    with pytest.warns(ConvergenceWarning, match="poses still change"):
+    with pytest.warns(ConvergenceWarning, match="poses had not settled"):
         model = AbInitioVolume(**QUICK | {"max_shift": 0, "random_state": 1, "max_rounds": 1}).fit(stack)
     assert not model.converged_
 

@@ -345,7 +345,7 @@ class AbInitioVolume(
             reason = (
                 "one start cannot be confirmed by another"
                 if not len(others)
-                else f"poses still change by {refinement.change:.1f} degrees"
+                else f"poses had not settled in {refinement.round} rounds (max_rounds)"
                 if fit.confirmed
                 else f"none of {len(fit.scores)} starts agrees with the best one in more than {AGREEING_SHARE:.0%} of "
                 f"poses (at most {others.max():.0%})"

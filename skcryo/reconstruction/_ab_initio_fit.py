@@ -22,7 +22,7 @@ _CHECKPOINT = "ab_initio"
 _START_IMAGES, _COMPARED = 4000, 500
 # Two starts found the same molecule if this share of images has poses within this angle.
 AGREEING_ANGLE, AGREEING_SHARE = 20.0, 0.6
-_HALF_ROUNDS = 3
+_HALF_ROUNDS = 4
 
 
 def agreement(first, second):
@@ -264,4 +264,10 @@ class Saver:
 
 def _spectrum(stack):
     """Noise spectrum from the background; of small boxes, which have none, from all pixels."""
-    return noise_spectrum(stack, radius=0 if stack.shape[1] < 16 else None)
+    spectrum = noise_spectrum(stack, radius=0 if stack.shape[1] < 16 else None)
+    if not (1e-25 < spectrum.min() and spectrum.max() < 1e25):
+        raise ValueError(
+            f"X has noise of power {spectrum.min():.1g} to {spectrum.max():.1g}, beyond what single precision can work "
+            "with: scale the images, for example with skcryo.preprocessing.NormalizeBackground"
+        )
+    return spectrum

@@ -209,7 +209,8 @@ class VolumeRefinement:
         self.noise = np.ones(int(images.rings.max()) + 1)
         self.power = signal_power(images)
         self.grid = {}
-        self.coarse_band = self.band
+        # What half sets begin with: so little that what they then agree on is their own.
+        self.coarse_band = self._coarsest = max(0.6 * self.band, 3.0)
 
     def run_round(self):
         """One round."""
@@ -272,7 +273,7 @@ class VolumeRefinement:
         halves[0].merge(halves[1])
         self.volume = solve_volume(halves[0], self.power, top, radius)
         weak = np.flatnonzero(agreement[1:] < 0.5) + 1
-        self.coarse_band = float(max((weak[0] if len(weak) else top) - 4, 3.0))
+        self.coarse_band = float(min(max((weak[0] if len(weak) else top) - 4, 3.0), self._coarsest))
         limit = (weak[0] if len(weak) else top) + 2
         self.band = float(min(max(limit, 4.0), band + 4, self.last_band))
 
