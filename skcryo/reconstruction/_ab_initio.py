@@ -364,7 +364,7 @@ class AbInitioVolume(
         images, n_jobs = refinement.images, self._threads()
         poses = (self.rotations_, self.shifts_, self.contrast_)
         self._principal = principal_volumes(
-            images, *poses, n_components=n_components, band=min(10.0, float(images.radii[-1])),
+            images, *poses, n_components=n_components, band=min(12.0, float(images.radii[-1])),
             mask_radius=refinement.mask_radius, random_state=seed, n_jobs=n_jobs,
         )
         self.components_, self.embedding_ = self._principal.components, self._principal.coordinates
