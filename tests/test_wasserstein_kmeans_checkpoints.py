@@ -1,5 +1,6 @@
 """Fits of rotation-invariant k-means that are killed, stopped by callbacks, and go on."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from skcryo.io import load_checkpoint
 from skcryo.particles import ParticleStack
 
 CHILD = """
-import sys, time
+import json, sys, time
 import numpy as np
 from skcryo.cluster import RotInvWassersteinKMeans, _lloyd
 save = _lloyd.save_checkpoint
@@ -25,7 +26,7 @@ def save_and_wait(*args):
     time.sleep(0.2)
 _lloyd.save_checkpoint = save_and_wait
 X = np.load(sys.argv[1])
-RotInvWassersteinKMeans(**eval(sys.argv[2])).fit(X)
+RotInvWassersteinKMeans(**json.loads(sys.argv[2])).fit(X)
 """
 LONG = {"n_clusters": 6, "n_angles": 24, "max_shift": 0, "random_state": 3, "n_init": 2, "max_iter": 6, "tol": 0}
 
@@ -36,7 +37,7 @@ def test_a_killed_fit_goes_on_to_the_same_end(tmp_path):
     children = {}
     for metric, state in {"w1": (0, 3), "sobolev": (1, 2)}.items():
         params = LONG | {"metric": metric, "checkpoint_dir": str(tmp_path / metric)}
-        command = [sys.executable, "-c", CHILD, str(tmp_path / "images.npy"), repr(params)]
+        command = [sys.executable, "-c", CHILD, str(tmp_path / "images.npy"), json.dumps(params)]
         children[metric] = params, state, subprocess.Popen(command)
     for params, state, child in children.values():
         deadline = time.monotonic() + 60
