@@ -4,7 +4,8 @@
 
 2000 images of 64 px, 5 A, under the standard spectrum; five data seeds and two start seeds each. Settings chosen on
 data seeds 101 to 103. The oracle refines from the true poses against the true volume. Rows are added as they are
-finished, and a run goes on where it was stopped. Junk images do not count for pose errors.
+finished, and a run goes on where it was stopped. Junk images do not count for pose errors. With --atoms, a density
+straight from atoms as well (2 A pixels, its own spectrum), data seeds 0 to 2.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from joblib import Parallel, delayed
 from sklearn.metrics import roc_auc_score
 
 from skcryo.alignment import FourierImages, refine_poses
-from skcryo.datasets import make_molecule, make_particles
+from skcryo.datasets import make_molecule, make_particles, volume_from_atoms
 from skcryo.fourier import fourier_crop
 from skcryo.io import load_volume
 from skcryo.metrics import pose_error
@@ -27,6 +28,7 @@ from skcryo.projection import VolumeProjector
 from skcryo.reconstruction import AbInitioVolume
 
 PIXEL_SIZE = 5.0
+ATOMS_PIXEL_SIZE = 2.0
 CASES = [("paper", 0.12), ("shifted", 0.12), ("ctf", 0.12), ("ctf", 0.05), ("experimental", 0.12)]
 FIELDS = [
     "molecule", "preset", "snr", "n", "data_seed", "start_seed", "mean", "median", "above_20", "oracle_mean",
@@ -35,11 +37,15 @@ FIELDS = [
 
 
 def make(molecule, path, preset, snr, n, seed):
+    pixel_size = PIXEL_SIZE
     if molecule == "70S":
         volume = fourier_crop(load_volume(path)[0].astype(np.float32), 64, ndim=3)
+    elif molecule == "8ZPM":
+        pixel_size = ATOMS_PIXEL_SIZE
+        volume = volume_from_atoms(path, 64, pixel_size)
     else:
         volume = make_molecule(64, random_state=1)
-    return volume, *make_particles(volume, n, preset=preset, snr=snr, pixel_size=PIXEL_SIZE, random_state=seed)
+    return volume, *make_particles(volume, n, preset=preset, snr=snr, pixel_size=pixel_size, random_state=seed)
 
 
 def oracle(volume, stack, truth):
@@ -92,6 +98,7 @@ def task(molecule, path, preset, snr, n, data_seed, start_seed, held_out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volume", required=True, help="MRC of the 70S ribosome, 65 px")
+    parser.add_argument("--atoms", help="8zpm.cif, for the density straight from atoms")
     parser.add_argument("--output", required=True)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--data-seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -107,6 +114,8 @@ def main():
                     tasks.append((molecule, preset, snr, 2000, data_seed, start_seed, 1000 if first else 0))
             if first:
                 tasks += [(m, "paper", np.inf, 1000, data_seed, start_seed, 0) for m in ("70S", "make_molecule")]
+    if args.atoms:
+        tasks += [("8ZPM", "paper", snr, 2000, seed, 0, 0) for snr in (0.5, 0.12) for seed in args.data_seeds[:3]]
     done = set()
     if os.path.exists(args.output):
         with open(args.output, newline="") as file:
@@ -117,7 +126,7 @@ def main():
         if not done:
             writer.writeheader()
         results = Parallel(n_jobs=args.jobs, return_as="generator_unordered")(
-            delayed(task)(t[0], args.volume, *t[1:]) for t in tasks
+            delayed(task)(t[0], args.atoms if t[0] == "8ZPM" else args.volume, *t[1:]) for t in tasks
         )
         for row in results:
             writer.writerow(row)
