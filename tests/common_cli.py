@@ -1,7 +1,7 @@
 """What the tests of the command line share."""
 
 from skcryo.__main__ import main
-from skcryo._cli._run_folder import OUTPUTS
+from skcryo._cli._classify2d import OUTPUTS
 from skcryo.io import read_star
 
 

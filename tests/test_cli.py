@@ -13,7 +13,7 @@ from common_cli import WRITTEN, column, exit_code
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcryo.__main__ import main
-from skcryo._cli._run_folder import OUTPUTS
+from skcryo._cli._classify2d import OUTPUTS
 from skcryo.cluster import RotInvWassersteinKMeans
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.io import load_particles, read_star, save_images, save_particles
@@ -350,7 +350,7 @@ def test_dark_particles_are_noticed(particles, tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from skcryo import __main__
-from skcryo._cli import _classify2d, _progress, _run_folder
+from skcryo._cli import _classify2d, _progress, _run, _run_folder
 
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -358,9 +358,9 @@ def kill(*args, **kwargs):
 place, after, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 module, name = {
     "iteration": (_progress.ProgressReporter, "on_fit_task_end"),
-    "prepare": (_classify2d, "prepare"),
+    "prepare": (_classify2d, "prepare_once"),
     "write": (_classify2d, "_write"),
-    "report": (_classify2d, "render_report"),
+    "report": (_run, "render_page"),
     "finish": (_run_folder.RunFolder, "finish"),
     "rmtree": (_run_folder.shutil, "rmtree"),
 }[place]
@@ -488,7 +488,7 @@ def test_control_c_tells_how_to_go_on(particles, finished, tmp_path, monkeypatch
 
 
 def test_large_stacks_go_through_a_file(particles, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("skcryo._cli._classify2d.IN_MEMORY", 1000)
+    monkeypatch.setattr("skcryo._cli._images.IN_MEMORY", 1000)
     assert classify(particles, tmp_path / "out") == 0
     assert column(tmp_path / "out" / "particles.star") == column(finished / "particles.star")
 

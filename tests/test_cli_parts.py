@@ -11,9 +11,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from skcryo.__main__ import main, make_parser
+from skcryo._cli._charts import bar_chart, encode_png, line_chart
 from skcryo._cli._common import class_numbers, format_seconds, length
 from skcryo._cli._progress import ProgressReporter
-from skcryo._cli._report import encode_png, render_report
+from skcryo._cli._report import averages_grid, heading, render_page, table, verdict_box
 from skcryo.cluster import RotInvWassersteinKMeans
 
 # --- report
@@ -38,30 +39,23 @@ def parse(page):
 
 
 def test_report_escapes_what_comes_from_outside():
-    page = render_report(
-        title="<b>t</b>",
-        summary="a & b",
-        averages=np.zeros((1, 8, 8)),
-        counts=np.array([3]),
-        history=[(1, 5.0), (2, 4.0)],
+    page = render_page(
+        "<b>t</b>",
+        "a & b",
+        [heading("<s>"), verdict_box("<del>", False), table(["<sub>"], [["<sup>"]])],
         sections=[("S", [("file", '<script>alert("x")</script>')])],
         warnings=["<i>w</i>"],
         next_steps=[("<u>", "<em>")],
     )
-    assert not {"script", "i", "u", "em"} & set(parse(page).tags)
+    assert not {"script", "i", "u", "em", "s", "del", "sub", "sup"} & set(parse(page).tags)
     assert '<script>alert("x")</script>' in "".join(parse(page).text)
 
 
-def test_report_of_one_iteration_and_empty_classes():
-    page = render_report(
-        title="t",
-        summary="s",
-        averages=np.zeros((2, 8, 8)),
-        counts=np.array([0, 0]),
-        history=[(1, 5.0)],
-        sections=[],
-    )
-    assert "nan" not in page and "inf" not in page
+def test_blocks_of_one_iteration_and_empty_classes():
+    counts = np.array([0, 0])
+    blocks = averages_grid(np.zeros((2, 8, 8)), counts), bar_chart(counts, counts + 1), line_chart([(1, 5.0)])
+    for block in blocks:
+        assert "nan" not in block and "inf" not in block
 
 
 def test_png_is_read_by_another_program():
@@ -119,6 +113,12 @@ def test_module_runs():
         [sys.executable, "-m", "skcryo", "--version"], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"skcryo \d+\.\d+\S*\n", done.stdout)
+
+
+def test_wrong_arguments_are_told_before_anything_heavy_is_imported():
+    code = "import sys, skcryo.__main__ as m; m.make_parser(); print(sorted({'numpy', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 class Task:

@@ -1,14 +1,14 @@
 """``skcryo demo``: particles whose truth is known, classified from their files as anybody's would be."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 from ._classify2d import classify
 from ._common import CommandError, note, say
-from ._run_folder import OUTPUTS, read_json, write_text
+from ._parser import make_parser
+from ._run_folder import read_json, write_text
 
 N_PARTICLES = 2000
 N_CLASSES = 40
@@ -19,7 +19,7 @@ SNR = 0.2
 CLOSE = 20.0
 
 
-def run(args, argv):
+def main(args, argv):
     """Run the command.
 
     Parameters
@@ -34,38 +34,21 @@ def run(args, argv):
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"--output {folder} is a file; a folder is wanted")
-    if (folder / OUTPUTS[-1]).exists() and not args.overwrite:
+    if (folder / "run.json").exists() and not args.overwrite:
         raise CommandError(f"{folder} holds a finished demo; give --overwrite to replace it, or another --output")
     rotations = simulate(folder / "simulated", args.seed, quiet=args.quiet)
-    estimator, paths = classify(
-        Namespace(
-            particles=[str(folder / "simulated" / "particles.star")],
-            output=args.output,
-            classes=N_CLASSES,
-            metric=None,
-            max_shift=None,
-            n_angles=None,
-            max_iter=None,
-            seed=args.seed,
-            downsample=None,
-            invert=False,
-            pixel_size=None,
-            no_ctf=False,
-            images_dir=None,
-            jobs=args.jobs,
-            restart=args.restart,
-            overwrite=args.overwrite,
-            quiet=args.quiet,
-        ),
-        argv,
-    )
+    words = ["classify2d", str(folder / "simulated" / "particles.star"), f"--output={args.output}"]
+    words += ["-k", str(N_CLASSES), "--seed", str(args.seed)]
+    words += [f"--{name}" for name in ("restart", "overwrite", "quiet") if getattr(args, name)]
+    words += [] if args.jobs is None else ["--jobs", str(args.jobs)]
+    run, estimator = classify(make_parser().parse_args(words), argv)
     close = view_coherence(estimator.labels_, rotations).share_under(CLOSE)
     chance = (1 - np.cos(np.radians(CLOSE))) / 2
     say(
         f"{close:.0%} of the pairs of particles in one class are seen from within {CLOSE:g} degrees "
         f"of each other (by chance {chance:.0%})"
     )
-    for path in paths:
+    for path in run.paths.values():
         if path.suffix in (".png", ".html"):
             say(path)
 

@@ -18,18 +18,18 @@ class ProgressReporter:
     ----------
     stream : text file, default=None
         Where to write; stderr if None.
-    on_iteration : callable, default=None
-        Called after each iteration with the inertia, or None where the estimator does not tell it.
+    on_step : callable, default=None
+        Called without arguments after each iteration.
     clock : callable, default=time.monotonic
         Returns seconds; for tests.
     unit : str, default="iteration"
         What the leaves are called.
     """
 
-    def __init__(self, stream=None, *, on_iteration=None, clock=time.monotonic, unit="iteration"):
+    def __init__(self, stream=None, *, on_step=None, clock=time.monotonic, unit="iteration"):
         self.unit = unit
         self.stream = sys.stderr if stream is None else stream
-        self.on_iteration = on_iteration
+        self.on_step = on_step
         self.clock = clock
         self._bar = None
 
@@ -60,8 +60,8 @@ class ProgressReporter:
         else:
             self.stream.write(self._line(total, inertia))
             self.stream.flush()
-        if self.on_iteration is not None:
-            self.on_iteration(inertia)
+        if self.on_step is not None:
+            self.on_step()
 
     def teardown(self, estimator, context):
         """Leave the bar as it stands."""

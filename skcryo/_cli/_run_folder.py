@@ -13,9 +13,6 @@ from pathlib import Path
 
 from ._common import CommandError
 
-# Of classify2d.
-OUTPUTS = ("particles.star", "class_averages.mrcs", "classes.star", "montage.png", "report.html", "run.json")
-
 
 class RunFolder:
     """State machine of an output folder.
@@ -27,11 +24,11 @@ class RunFolder:
     key : dict
         What decides the result (arguments and fingerprint of the input), JSON-ready. A run goes on
         only under an equal key.
-    outputs : sequence of str, default=OUTPUTS
+    outputs : sequence of str
         Names of the files that a finished run leaves, ``run.json`` last.
     """
 
-    def __init__(self, path, key, outputs=OUTPUTS):
+    def __init__(self, path, key, outputs):
         self.outputs = tuple(outputs)
         self.path = Path(path)
         self.key = json.loads(json.dumps(key))

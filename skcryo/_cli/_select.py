@@ -5,7 +5,7 @@ import numpy as np
 from ._common import CommandError, note, one_line, say
 
 
-def run(args, argv):
+def main(args, argv):
     """Run the command.
 
     Parameters

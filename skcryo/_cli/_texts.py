@@ -1,0 +1,93 @@
+"""What ``--help`` says of each command: a line in the list, what it does and writes, examples."""
+
+from typing import NamedTuple
+
+
+class Text(NamedTuple):
+    """Texts of one command."""
+
+    help: str
+    description: str
+    examples: str | None = None
+
+
+TEXTS = {
+    "demo": Text(
+        help="simulate particles, classify them, say how good the classes are",
+        description="""\
+Simulates particles of a made-up molecule, with CTF, shifts and noise, writes them as MRCS and STAR, classifies them as
+classify2d does and says how good the classes are. It takes a minute or two.
+""",
+    ),
+    "classify2d": Text(
+        help="class averages of the particles of a STAR file",
+        description="""\
+Groups particles into 2-D classes by rotation-invariant k-means and averages each class.
+
+Writes into the folder OUT:
+  particles.star        all columns of the input, with class numbers, in-plane angles and origins
+  class_averages.mrcs   the averages; image i is class i
+  classes.star          the averages with their share of the particles
+  montage.png           all classes, the largest first (needs matplotlib)
+  report.html           averages, occupancies, convergence, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same classes.
+""",
+        examples="""\
+examples:
+  skcryo classify2d particles.star -k 50 -o classes
+  skcryo classify2d particles.star -k 100 --max-shift 12A --downsample 96 --jobs 8 -o classes
+  skcryo classify2d classes/particles.star --select 3,5,8 -o good.star
+""",
+    ),
+    "reconstruct": Text(
+        help="a volume from particles whose poses are known",
+        description="""\
+Makes a volume of particles whose poses are known, from refinement in RELION or cryoSPARC, or from skcryo.
+
+The CTF is corrected, two half maps tell how far the volume can be trusted, and the volume is filtered accordingly.
+Writes into the folder OUT:
+  volume.mrc            the volume, voxel size set
+  half1.mrc, half2.mrc  the volumes of the half sets (rlnRandomSubset, or drawn), masked, not filtered
+  fsc.star              the Fourier shell correlation of the half maps
+  fsc.png, slices.png   the same as a plot; central slices and projections (need matplotlib)
+  report.html           pictures, resolution, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same volume.
+""",
+        examples="""\
+examples:
+  skcryo reconstruct run_data.star -o volume
+  skcryo reconstruct run_data.star --mask-radius 140A --downsample 128 -o volume
+""",
+    ),
+    "abinitio": Text(
+        help="a volume and poses from particles alone",
+        description="""\
+Finds a volume and the poses of the particles from nothing but their images.
+
+Several random starts are made until two of them find the same molecule; the poses are refined from there. Whether that
+happened is the verdict: it is told first in the report and last on stderr. Do not trust a volume without it.
+Writes into the folder OUT:
+  particles.star        all columns of the input, with poses, origins, half sets and, with -k, class numbers
+  volume.mrc            the volume of all particles, voxel size set
+  half1.mrc, half2.mrc  the volumes of two half sets refined apart
+  class1.mrc, ...       with -k: a volume for each class, the largest first, low-passed
+  fsc.star, fsc.png     the Fourier shell correlation of the half maps
+  slices.png, class1.png, ...  central slices and projections (need matplotlib)
+  views.png             map of the viewing directions (needs matplotlib)
+  report.html           verdict, pictures, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same volume.
+""",
+        examples="""\
+examples:
+  skcryo abinitio particles.star -o start
+  skcryo abinitio particles.star -k 2 --max-shift 20A --mask-radius 120A -o states
+  skcryo reconstruct start/particles.star -o volume
+""",
+    ),
+}
