@@ -12,6 +12,7 @@ import os
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -56,10 +57,10 @@ def main():
     args = parser.parse_args()
     spawn = get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        with spawn.Pool(1) as pool:
-            stack = pool.apply(write, (args.volume, folder, args.n, args.box, args.snr))
-        with spawn.Pool(1) as pool:
-            result = pool.apply(fit, (stack, folder, args.jobs))
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            stack = pool.submit(write, args.volume, folder, args.n, args.box, args.snr).result()
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            result = pool.submit(fit, stack, folder, args.jobs).result()
         truth = np.load(os.path.join(folder, "truth.npz"))["rotations"]
         errors = pose_error(np.load(os.path.join(folder, "rotations.npy")), truth)
     settings = {"n": args.n, "box": args.box, "snr": args.snr, "preset": "ctf", "jobs": args.jobs}
