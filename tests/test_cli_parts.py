@@ -53,7 +53,7 @@ def test_report_escapes_what_comes_from_outside():
 
 def test_blocks_of_one_iteration_and_empty_classes():
     counts = np.array([0, 0])
-    blocks = averages_grid(np.zeros((2, 8, 8)), counts), bar_chart(counts, counts + 1), line_chart([(1, 5.0)])
+    blocks = averages_grid(np.zeros((2, 8, 8)), counts), bar_chart(counts, counts + 1), line_chart([5.0], "Inertia")
     for block in blocks:
         assert "nan" not in block and "inf" not in block
 

@@ -1,5 +1,6 @@
 """Pictures of a report without matplotlib: charts as SVG, grey images as PNG."""
 
+import html
 import struct
 import zlib
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from ..inspection._angular_coverage import mollweide
 
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac")
 _MOST_POINTS = 3000
 
 
@@ -47,7 +49,7 @@ def bar_chart(counts, numbers):
         tall = (height - bottom - 12) * count / largest
         bars.append(
             f'<rect x="{left + place * step:.1f}" y="{height - bottom - tall:.1f}" '
-            f'width="{max(step - 1, 0.6):.1f}" height="{tall:.1f}" fill="#4c78a8">'
+            f'width="{max(step - 1, 0.6):.1f}" height="{tall:.1f}" fill="{COLOURS[0]}">'
             f"<title>class {number}: {count}</title></rect>"
         )
     middle = (left + width) / 2
@@ -60,41 +62,53 @@ def bar_chart(counts, numbers):
     )
 
 
-def line_chart(history):
-    """Return inertia against iteration as SVG."""
+def line_chart(values, what):
+    """Return a value against iteration, from 1, as SVG."""
     width, height, left, bottom, top = 900, 200, 90, 24, 12
-    iterations = np.array([iteration for iteration, _ in history], dtype=float)
-    inertia = np.array([value for _, value in history], dtype=float)
-    low, high = inertia.min(), inertia.max()
-    x = left + (width - left - 10) * (iterations - iterations[0]) / max(np.ptp(iterations), 1)
-    y = top + (height - bottom - top) * (high - inertia) / max(high - low, np.finfo(float).tiny)
+    values = np.asarray(values, dtype=float)
+    low, high, last = values.min(), values.max(), len(values)
+    x = left + (width - left - 10) * np.arange(last) / max(last - 1, 1)
+    y = top + (height - bottom - top) * (high - values) / max(high - low, np.finfo(float).tiny)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
     dots = "".join(
-        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="#4c78a8"><title>iteration {n}: {v:.6g}</title></circle>'
-        for a, b, (n, v) in zip(x, y, history)
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{COLOURS[0]}"><title>iteration {n}: {v:.6g}</title></circle>'
+        for n, (a, b, v) in enumerate(zip(x, y, values), start=1)
     )
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Inertia by iteration">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{what} by iteration">'
         f'<text x="{left - 8}" y="{top + 6}" text-anchor="end">{high:.5g}</text>'
         f'<text x="{left - 8}" y="{height - bottom}" text-anchor="end">{low:.5g}</text>'
-        f'<text x="{left}" y="{height - 4}">iteration {history[0][0]}</text>'
-        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">iteration {history[-1][0]}</text>'
-        f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/>{dots}</svg>'
+        f'<text x="{left}" y="{height - 4}">iteration 1</text>'
+        f'<text x="{width - 4}" y="{height - 4}" text-anchor="end">iteration {last}</text>'
+        f'<polyline points="{points}" fill="none" stroke="{COLOURS[0]}" stroke-width="2"/>{dots}</svg>'
     )
 
 
-def fsc_chart(curve, box_size, pixel_size):
-    """Return a correlation against frequency as SVG, with the line at 0.143."""
+def fsc_chart(curves, box_size, pixel_size, names=None):
+    """Return correlations against frequency as SVG, with the line at 0.143.
+
+    Parameters
+    ----------
+    curves : array-like of shape (n_shells,) or (n_curves, n_shells)
+    box_size : int
+    pixel_size : float or None
+        Angstrom.
+    names : sequence of str, default=None
+        Of the curves; None writes none.
+
+    Returns
+    -------
+    svg : str
+    """
     width, height, left, bottom, top = 900, 260, 60, 40, 12
-    curve = np.asarray(curve, dtype=float)
-    low = min(-0.1, float(curve[1:].min(initial=0.0)))
-    last = len(curve) - 1
+    curves = np.atleast_2d(np.asarray(curves, dtype=float))
+    low = min(-0.1, float(curves[:, 1:].min(initial=0.0)))
+    last = curves.shape[1] - 1
 
     def place(shell, value):
         x = left + (width - left - 20) * shell / max(last, 1)
         return x, top + (height - bottom - top) * (1 - value) / (1 - low)
 
-    points = " ".join("{:.1f},{:.1f}".format(*place(k, v)) for k, v in enumerate(curve) if k)
     unit = "px" if pixel_size is None else "\u00c5"
     marks = []
     for shell in sorted({round(last * i / 6) for i in range(1, 7)} - {0}):
@@ -107,22 +121,46 @@ def fsc_chart(curve, box_size, pixel_size):
             f'<line x1="{left}" x2="{width - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="#999"{style}/>'
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{level:g}</text>'
         )
+    for i, curve in enumerate(curves):
+        colour = COLOURS[i % len(COLOURS)]
+        points = " ".join("{:.1f},{:.1f}".format(*place(k, v)) for k, v in enumerate(curve) if k)
+        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if names is not None:
+            y = top + 16 * (i + 1)
+            marks.append(
+                f'<text x="{width - 24}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(names[i])}</text>'
+            )
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Fourier shell correlation">'
         f'{"".join(marks)}<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
-        f"resolution ({unit})</text>"
-        f'<polyline points="{points}" fill="none" stroke="#4c78a8" stroke-width="2"/></svg>'
+        f"resolution ({unit})</text></svg>"
     )
 
 
-def coverage_chart(rotations):
-    """Return viewing directions as points on a map of equal areas, as SVG; of very many, every so many."""
+def coverage_chart(rotations, labels=None):
+    """Return viewing directions on a map of equal areas, as SVG; of very many, every so many.
+
+    Parameters
+    ----------
+    rotations : ndarray of shape (n, 3, 3)
+    labels : ndarray of shape (n,), int, default=None
+        Classes, which get a colour each.
+
+    Returns
+    -------
+    svg : str
+    """
     scale, step = 110, max(1, -(-len(rotations) // _MOST_POINTS))
     x, y = (mollweide(np.asarray(rotations)[::step, :, 2]) * (scale, -scale)).T
     width, height = 2 * np.sqrt(2) * scale, np.sqrt(2) * scale
-    dots = "".join(f'<circle cx="{a:.0f}" cy="{b:.0f}" r="1.6"/>' for a, b in zip(x, y))
+    labels = np.zeros(len(x), dtype=int) if labels is None else np.asarray(labels)[::step]
+    groups = []
+    for label in np.unique(labels):
+        own = labels == label
+        dots = "".join(f'<circle cx="{a:.0f}" cy="{b:.0f}" r="1.6"/>' for a, b in zip(x[own], y[own]))
+        groups.append(f'<g fill="{COLOURS[label % len(COLOURS)]}" fill-opacity="0.5">{dots}</g>')
     return (
         f'<svg viewBox="{-width - 4:.0f} {-height - 4:.0f} {2 * width + 8:.0f} {2 * height + 8:.0f}" width="640" '
         f'role="img" aria-label="Viewing directions"><ellipse rx="{width:.1f}" ry="{height:.1f}" fill="none" '
-        f'stroke="#999"/><g fill="#4c78a8" fill-opacity="0.5">{dots}</g></svg>'
+        f'stroke="#999"/>{"".join(groups)}</svg>'
     )

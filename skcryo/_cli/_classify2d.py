@@ -174,7 +174,7 @@ def _write(run, images, estimator):
             heading("Particles in each class"),
             bar_chart(counts[order], order + 1),
             heading("Convergence"),
-            line_chart(list(enumerate(np.asarray(estimator.inertia_curve_, dtype=float).tolist(), start=1))),
+            line_chart(estimator.inertia_curve_, "Inertia"),
         ],
         facts=facts,
         estimators=[estimator],

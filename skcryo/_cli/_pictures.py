@@ -54,7 +54,7 @@ def draw_views(path, estimator):
         AngularCoverageDisplay.from_estimator(estimator, ax=ax)
 
 
-def fsc_star(curve, box_size, voxel_size):
+def fsc_star(curve, box_size, voxel_size, name="fsc"):
     """A Fourier shell correlation as a STAR table.
 
     Parameters
@@ -63,6 +63,8 @@ def fsc_star(curve, box_size, voxel_size):
     box_size : int
     voxel_size : float
         Angstrom.
+    name : str, default="fsc"
+        Of the table.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def fsc_star(curve, box_size, voxel_size):
         Shell, frequency in 1/Angstrom, Angstrom (999 for shell 0, as RELION has it) and correlation.
     """
     names = ["rlnSpectralIndex", "rlnResolution", "rlnAngstromResolution", "rlnFourierShellCorrelation"]
-    lines = ["", "# version 30001", "", "data_fsc", "", "loop_ "]
+    lines = ["", "# version 30001", "", f"data_{name}", "", "loop_ "]
     lines += [f"_{name} #{i} " for i, name in enumerate(names, start=1)]
     for shell, value in enumerate(curve):
         frequency = shell / (box_size * voxel_size)

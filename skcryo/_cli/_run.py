@@ -131,6 +131,36 @@ class Run:
         self.lap(stage)
         return estimator
 
+    def once(self, name, compute):
+        """What a step came to: computed now, or as a run that was interrupted after it left it.
+
+        Parameters
+        ----------
+        name : str
+            Of the checkpoint.
+        compute : callable
+            Returns (arrays, facts): dict of str to array, and what JSON can hold.
+
+        Returns
+        -------
+        arrays, facts : dict
+            As they were computed; warnings too are told again.
+        """
+        from ..io import load_checkpoint, save_checkpoint
+
+        saved = load_checkpoint(self.folder.checkpoint, name)
+        if saved is None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                arrays, facts = compute()
+            messages = [str(warning.message) for warning in caught]
+            save_checkpoint(self.folder.checkpoint, name, arrays, {"facts": facts, "warnings": messages})
+            saved = load_checkpoint(self.folder.checkpoint, name)
+        arrays, info = saved
+        for message in info["warnings"]:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        return arrays, info["facts"]
+
     def reporting(self, stage):
         """Return what a reporter needs: where to write, and what to call after each step of a stage."""
 
@@ -160,7 +190,12 @@ class Run:
         except ImportError as error:
             missing = [name for name in self.paths if name.endswith(".png")]
             note(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} left out: {error}")
-            self.paths = {name: path for name, path in self.paths.items() if name not in missing}
+            self.leave_out(missing)
+
+    def leave_out(self, names):
+        """Take files that are not written from those that the run leaves."""
+        names = set(names)
+        self.paths = {name: path for name, path in self.paths.items() if name not in names}
 
     def finish(self, title, summary, body, *, facts, estimators, next_steps=()):
         """Write the report and, last, ``run.json``, which makes the run a finished one.
@@ -198,7 +233,9 @@ class Run:
         times = [(stage, format_seconds(self._progress[stage])) for stage in (*self._stages, "writing")]
         if self._progress["sessions"] > 1:
             times.append(("sessions", f"{self._progress['sessions']}, going on from a checkpoint"))
-        parameters = [[("class", type(each).__name__), *sorted(each.get_params().items())] for each in estimators]
+        parameters = [
+            [("class", type(each).__name__), *sorted(each.get_params(deep=False).items())] for each in estimators
+        ]
         return [
             ("Input", input_rows(self.stack, self.folder.key["input"])),
             ("What was done", self.settings.rows()),
