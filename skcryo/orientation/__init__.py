@@ -1,6 +1,18 @@
 """Orientations of particle images."""
 
 from ._common_lines import CommonLines, detect_common_lines
+from ._lud_convex import ConvexLUDResult, solve_lud_convex
+from ._lud_solver import LUDResult, solve_lud
+from ._lud_weights import equalized_weights
 from ._radial_lines import RadialLines
 
-__all__ = ["CommonLines", "RadialLines", "detect_common_lines"]
+__all__ = [
+    "CommonLines",
+    "ConvexLUDResult",
+    "LUDResult",
+    "RadialLines",
+    "detect_common_lines",
+    "equalized_weights",
+    "solve_lud",
+    "solve_lud_convex",
+]
