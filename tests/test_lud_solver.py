@@ -13,6 +13,7 @@ from skcryo.orientation._lud_solver import (
     _descend,
     _gram,
     _Lines,
+    _orthonormal,
     _projected,
     _spectral_start,
     check_pairs,
@@ -24,7 +25,7 @@ from skcryo.rotations import random_rotations
 def make_lines(n, wrong=0.0, jitter=0.0, seed=0, rotations=None):
     """True lines, each turned a little, a share of pairs with lines by lot, joint signs by lot."""
     rng = np.random.default_rng(seed)
-    R = random_rotations(n, seed) if rotations is None else rotations
+    R = random_rotations(n, 1000 + seed) if rotations is None else rotations
     space = np.cross(R[:, None, :, 2], R[None, :, :, 2])
     space[np.tril_indices(n)] *= -1
     angles = np.arctan2(np.einsum("ia,ija->ij", R[:, :, 1], space), np.einsum("ia,ija->ij", R[:, :, 0], space))
@@ -250,7 +251,7 @@ def test_equalized_weights_count_what_counts():
 
 
 def test_the_better_of_two_descents_within_the_bound():
-    angles, R = favourite_lines(300, 0, spread=0.8)
+    angles, R = favourite_lines(200, 1, 0.6, 1.0)
     # Steps within the bound end with half of the images in another frame.
     lines = _Lines(*check_pairs(angles))
     rows, _, _ = _descend(lines, _spectral_start(lines), 2 / 3, 1.0, False, 200, 1e-3, [])
@@ -285,6 +286,18 @@ def test_bounded_rows_are_orthonormal_and_bounded():
         assert np.linalg.eigvalsh(_gram(found))[-1] < alpha + 0.02
     free = _projected(rows, 1.0)
     assert np.linalg.eigvalsh(_gram(free))[-1] > 0.85
+
+
+def test_rows_without_a_direction_become_orthonormal_too():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 5))
+    rows[:, 1] = 0
+    rows[3:, 2] = 2 * rows[:3, 2]
+    rows[3:, 3] = rows[:3, 3] * (1 + 1e-9)
+    blocks = _orthonormal(rows).reshape(2, 3, 5)
+    assert np.einsum("kan,lan->nkl", blocks, blocks) == pytest.approx(np.tile(np.eye(2), (5, 1, 1)), abs=1e-9)
+    u, _, vt = np.linalg.svd(rows[:, 0].reshape(2, 3), full_matrices=False)
+    assert blocks[:, :, 0] == pytest.approx(u @ vt)
 
 
 def test_a_step_is_the_best_turn_of_each_image():

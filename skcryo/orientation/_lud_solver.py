@@ -17,7 +17,7 @@ _START_PASSES = 30
 _START_ANGLE = 0.01  # radians by which the space of the start may still turn in a pass
 _ROUNDS = 10  # of alternating projections, at most
 _FEW = 12  # images; of fewer, one start may end anywhere
-_MORE_STARTS = 20
+_MORE_STARTS, _SHORT = 20, 25  # and steps of each
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def solve_lud(angles, *, weights=None, checked=None, alpha=2 / 3, init=None, pol
     space of the three largest eigenvectors of the matrix of ``c_ij c_ji^T`` (after [2]_), corrected linearly.
     *Weights do not enter the start*, but for those that are 0: pairs that score best are those of nearly equal views,
     and with weight on them the largest eigenvectors are no longer coordinates of the sphere; steps from there ended
-    with part of the images in another frame. Of fewer than 12 images, the best of 20 more starts from rotations by
-    lot is taken. The bound is met by alternating projections. No matrix is formed: a step is one pass over the lines,
-    and memory is 10 n^2 bytes beside the input.
+    with part of the images in another frame. Of fewer than 12 images, the best of 20 short descents from rotations by
+    lot is another start. The bound is met by alternating projections. No matrix is formed: a step is one pass over
+    the lines, and memory is 10 n^2 bytes beside the input.
 
     References
     ----------
@@ -140,7 +140,7 @@ def solve_lud(angles, *, weights=None, checked=None, alpha=2 / 3, init=None, pol
     else:
         starts, smoothing = [_spectral_start(lines if weights is None else _Lines(angles, None, checked))], 1.0
         if n < _FEW:
-            starts += [rows_from_rotations(random_rotations(n, k)) for k in range(_MORE_STARTS)]
+            starts.append(_best_of_many(lines, alpha))
     bounds = {alpha, 1.0} if polish and init is None else {alpha}
     ends = []
     for start in starts:
@@ -274,7 +274,7 @@ class _Lines:
     """The lines in the order of the kernel."""
 
     def __init__(self, angles, weights, checked):
-        n = len(angles)
+        self.n = n = len(angles)
         if weights is None:
             weights = np.broadcast_to(np.float32(1), (n, n))
         self._lines = np.empty((n_blocks(n), 5, 16), dtype=np.float32)
@@ -297,6 +297,16 @@ def _descend(lines, rows, alpha, smoothing, redescending, max_iter, tol, path):
     return rows, max_iter, False
 
 
+def _best_of_many(lines, alpha):
+    """Where the best of short descents from rotations by lot ends."""
+    ends = []
+    for k in range(_MORE_STARTS):
+        rows = rows_from_rotations(random_rotations(lines.n, k))
+        rows, _, _ = _descend(lines, rows, alpha, 1.0, False, _SHORT, 0.0, [])
+        ends.append((lines.sums(rows, _SMOOTHING, False)[6].sum(), k, rows))
+    return min(ends)[2]
+
+
 def _moved(before, after):
     """Root mean square angle between rows, one turned as a whole to the other."""
     u, _, vt = np.linalg.svd(before[:3] @ after[:3].T + before[3:] @ after[3:].T)
@@ -315,9 +325,14 @@ def _orthonormal(rows):
     """The nearest rows with two orthonormal vectors each: (A A^T)^(-1/2) A of each image's A (2, 3)."""
     a, b = rows[:3], rows[3:]
     aa, bb, ab = (a * a).sum(axis=0), (b * b).sum(axis=0), (a * b).sum(axis=0)
-    root = np.sqrt(np.maximum(aa * bb - ab * ab, 1e-30 * (aa + bb) ** 2 + 1e-300))
-    scale = 1 / (root * np.sqrt(aa + bb + 2 * root))
-    return np.concatenate([((bb + root) * a - ab * b) * scale, ((aa + root) * b - ab * a) * scale])
+    root = np.sqrt(np.maximum(aa * bb - ab * ab, 0))
+    degenerate = np.flatnonzero(~(root > 1e-6 * (aa + bb)))
+    scale = 1 / np.where(root > 0, root * np.sqrt(aa + bb + 2 * root), 1)
+    out = np.concatenate([((bb + root) * a - ab * b) * scale, ((aa + root) * b - ab * a) * scale])
+    if len(degenerate):  # vectors that are parallel or zero: any second one will do
+        u, _, vt = np.linalg.svd(rows.reshape(2, 3, -1)[:, :, degenerate].transpose(2, 0, 1), full_matrices=False)
+        out[:, degenerate] = (u @ vt).transpose(1, 2, 0).reshape(6, -1)
+    return out
 
 
 def _projected(rows, alpha):
@@ -346,7 +361,7 @@ def _bounded(values, alpha):
 
 def _spectral_start(lines):
     """Rows from the three largest eigenvectors of the matrix of all c_ij c_ji^T, by subspace iteration."""
-    n = lines._sums.shape[1]
+    n = lines.n
     flat = 1e4  # so much smoothing weighs all pairs alike
     space = np.linalg.qr(np.random.default_rng(0).standard_normal((2 * n, 3)))[0]
     for _ in range(_START_PASSES):
