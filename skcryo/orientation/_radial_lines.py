@@ -1,196 +1,443 @@
-"""Radial lines of images' Fourier transforms, reduced to the few numbers that a common line is told by."""
+"""Radial lines of images' Fourier transforms, filtered and reduced to the few numbers that a common line is told by."""
 
-from dataclasses import dataclass
+from numbers import Integral, Real
 
+import joblib
 import numpy as np
 import scipy.fft
 
-from .._validation import iter_finite_chunks
-from ..fourier import polar_lines, shift_images
+from .._ext import _common_lines as _kernels
+from .._ext._emd import max_threads
+from .._validation import iter_finite_chunks, resolve_ctf, resolve_pixel_size
+from ..ctf import evaluate_ctf, evaluate_ctf_radial
+from ..fourier import check_shifts, polar_lines, shift_phases
 from ..particles import as_stack
-from ..preprocessing import noise_spectrum, whiten_images
+from ..preprocessing import noise_spectrum, ring_weights
 from ..preprocessing._geometry import soft_circle
+from ._line_statistics import LineStatistics, noise_blocks, whitening
 
 __all__ = ["RadialLines"]
 
-_LEAST_SIGNAL = 0.03  # variance in units of the noise below which a direction of lines tells nothing but false hits
+_BAND = 20  # cycles per box beyond which no signal is looked for
+_SMALL_BOX = 64  # larger images are cropped to no less than this
+_BLOCK = 512  # images whose pairs are compared at a time
+_CTF_GROUPS, _GROUP_IMAGES = 8, 60
+# Cosines of the angle between the planes of two images over which the likelihood of their slopes is averaged: the
+# midpoints of halves of [0, 1], over which the cosine of random planes is uniform; the kernel knows that one is three
+# times the other. And the share of the squared correlation in weights that serve for both.
+_COSINES, _SHARE = np.array([0.25, 0.75]), 0.5
+FINE = 4  # lines among which the last maximum is looked for, over those among which the first is
 
 
-@dataclass(frozen=True)
 class RadialLines:
-    """Lines through the centres of images' Fourier transforms.
+    """Lines through the centres of images' Fourier transforms, ready to be compared.
 
-    The score of line a of image i with line b of image j is ``even[i, a] . even[j, b] + odd[i, a] . odd[j, b] -
-    penalty[i, a] - penalty[j, b]``; with the line b turned by half a turn the odd part changes sign.
+    Made by :meth:`from_images`. An image's noise is made white, its phases are flipped, its shift is undone and its
+    surroundings are masked; the transform is sampled along rays, and the rays are filtered by angular frequency with
+    what all images tell of the signal's covariance (`score` "likelihood") or taken as they are ("correlation").
 
     Parameters
     ----------
-    even, odd : ndarray of shape (n_images, n_lines, n_coordinates), float32
-        Of the lines at angles ``pi a / n_lines``, a = 0, ..., n_lines - 1: half of the circle.
-    penalty : ndarray of shape (n_images, n_lines), float32
+    blocks : ndarray of shape (n_images, n_frequencies, n_radial), complex64
+        Fourier coefficients of the rays over the angle, ``q = 0, 1, ...``; those at -q follow.
+    box : int
+        Pixels, the unit of shifts.
+    statistics : LineStatistics or None
+        None for `score` "correlation".
+    groups : ndarray of shape (n_images,), int
+        Images of like CTF.
+    n_lines : int
+        Lines on half of the circle among which the first maximum is looked for, at ``pi a / n_lines``.
+    n_coordinates : int
+        Numbers that even and odd part of a line are reduced to.
     coordinates : ndarray of shape (n_images, n_lines, 2 n_coordinates), float32
-        The same lines in units of their noise (variance 1 each), even ones first, not filtered.
+        Lines without the filter, even coordinates first, in units of their noise, whose variance is 1 in each. Turned
+        by pi, a line's odd coordinates change sign. None for "correlation".
     signal_variance : ndarray of shape (2 n_coordinates,), float64
-        Variance of the signal in each of these coordinates.
+        Variance of the signal in each of them.
+
+    See Also
+    --------
+    detect_common_lines : Compares them.
+
+    Notes
+    -----
+    The score is the logarithm of a likelihood ratio: that a line of one image and a line of another are noisy views
+    of the same line, over that they have nothing to do with each other. With coordinates x, y in which the filtered
+    lines of two images have variance 1 and correlation rho where they are common, it is the sum of ``x y rho /
+    (1 - rho^2) - (x^2 + y^2) rho^2 / (2 (1 - rho^2)) - log(1 - rho^2) / 2``. Beside their common line two images are
+    alike as well, the more so the closer their planes: the derivatives of the lines by the angle are correlated by rho'
+    times the cosine between the planes. Where lines are searched, the same ratio for derivatives is averaged over the
+    cosine.
+
+    Examples
+    --------
+    >>> from skcryo.datasets import make_molecule, make_particles
+    >>> from skcryo.orientation import RadialLines
+    >>> stack, truth = make_particles(make_molecule(32), 50, snr=1, random_state=0)
+    >>> lines = RadialLines.from_images(stack)
+    >>> len(lines), lines.coordinates.shape
+    (50, (50, 32, 16))
     """
 
-    even: np.ndarray
-    odd: np.ndarray
-    penalty: np.ndarray
-    coordinates: np.ndarray
-    signal_variance: np.ndarray
+    def __init__(self, blocks, box, statistics, groups, n_lines, n_coordinates, coordinates, signal_variance):
+        self.blocks = blocks
+        self.box = box
+        self.statistics = statistics
+        self.groups = groups
+        self.n_lines = n_lines
+        self.n_coordinates = n_coordinates
+        self.coordinates = coordinates
+        self.signal_variance = signal_variance
 
     def __len__(self):
-        return len(self.even)
-
-    @property
-    def n_lines(self):
-        """Lines on half of the circle."""
-        return self.even.shape[1]
+        return len(self.blocks)
 
     @classmethod
-    def from_images(cls, X, *, score="likelihood", n_lines=48, n_coordinates=8, shifts=None, max_ring=20):
-        """Lines of images, see :func:`skcryo.orientation.detect_common_lines`."""
-        stack = as_stack(X)
-        shifts = stack.shifts if shifts is None else shifts
-        L = stack.shape[1]
-        max_ring = min(max_ring, (L - 1) // 2)
-        spectrum = noise_spectrum(stack)
-        mask = soft_circle((L, L), 27 / 65 * L, 4 / 65 * L)
-        lines = np.empty((len(stack), n_lines, max_ring), dtype=np.complex64)
-        for where, chunk in iter_finite_chunks(stack):
-            chunk = whiten_images(chunk, spectrum, remove_mean=True)
-            if shifts is not None:
-                chunk = shift_images(chunk, -np.asarray(shifts)[where])
-            lines[where] = polar_lines((chunk * mask).astype(np.float32), 2 * n_lines, max_ring)[:, :n_lines]
-        parts = [np.ascontiguousarray(lines.real), np.ascontiguousarray(lines.imag)]
-        parts[0] -= parts[0].mean(axis=(0, 1))
-        if score == "correlation":
-            norm = np.sqrt(sum(np.square(part).sum(axis=2, keepdims=True) for part in parts))
-            even, odd = (part / norm for part in parts)
-            return cls(even, odd, np.zeros(even.shape[:2], np.float32), None, None)
-        noise = _noise_blocks(mask, n_lines, max_ring)
-        raw = [_whitened(part, noise[parity::2].sum(axis=0), n_coordinates) for parity, part in enumerate(parts)]
-        reduced, penalty = [], 0
-        for parity, part in enumerate(parts):
-            filtered, posterior = _filtered(part, noise, parity, shrink=True)
-            feature, own = _canonical(filtered, posterior, noise[parity::2].sum(axis=0), n_coordinates)
-            reduced.append(feature)
-            penalty = penalty + own
-        coordinates = np.concatenate([r[0] for r in raw], axis=2)
-        variance = np.concatenate([r[1] for r in raw])
-        return cls(*reduced, penalty.astype(np.float32), coordinates, variance)
+    def from_images(
+        cls,
+        X,
+        *,
+        score="likelihood",
+        ctf=None,
+        shifts=None,
+        n_lines=32,
+        n_coordinates=8,
+        max_ring=_BAND,
+        mask_radius=None,
+    ):
+        """Make lines of images.
 
-    def score_at(self, angles):
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, L, L)
+            At least two images; read in chunks, twice.
+        score : {"likelihood", "correlation"}, default="likelihood"
+            What lines are compared by.
+        ctf : structured array of shape (n_images,), default=None
+            None takes that of `X`, if any.
+        shifts : array-like of shape (n_images, 2), default=None
+            Where particles lie, (x, y) in pixels; None takes those of `X`, if any. They are undone by phases.
+        n_lines : int, default=32
+            Lines on half of the circle, a multiple of 8. Lines 6 degrees apart find as many common lines as finer ones
+            up to a signal-to-noise ratio of about 1; the angle found is not bound to them.
+        n_coordinates : int, default=8
+            Numbers that even and odd part are reduced to each, a multiple of 4.
+        max_ring : int, default=20
+            Highest frequency in cycles per box.
+        mask_radius : float, default=None
+            In pixels; None takes 0.415 of the box. The mask ends over 6 % of the box.
+
+        Returns
+        -------
+        RadialLines
+
+        Raises
+        ------
+        ValueError
+            If an argument does not fit; the message names it.
+        """
+        stack = as_stack(X)
+        _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius)
+        n, L = stack.shape[:2]
+        ctf = resolve_ctf(stack, ctf)
+        pixel_size = resolve_pixel_size(stack, required_by="a CTF" if ctf is not None else None)
+        shifts = stack.shifts if shifts is None else check_shifts(shifts, n)
+        max_ring = min(max_ring, (L - 1) // 2)
+        n_theta = FINE * n_lines
+        small = min(L, max(_SMALL_BOX, 3 * max_ring) + L % 2)
+        radius = 0.415 * L if mask_radius is None else mask_radius
+        mask = soft_circle((small, small), radius * small / L, 0.06 * small)
+        blocks = np.empty((n, n_theta // 2 + 1, max_ring), dtype=np.complex64)
+        spectrum = noise_spectrum(stack, radius=0 if L < 16 else None)
+        prepare = _Preparation(L, small, spectrum, pixel_size)
+        for where, chunk in iter_finite_chunks(stack, max_bytes=2**24):
+            images = prepare(chunk, None if ctf is None else ctf[where], None if shifts is None else shifts[where])
+            lines = polar_lines(images * mask.astype(np.float32), n_theta, max_ring)
+            blocks[where] = scipy.fft.fft(lines, axis=1)[:, : n_theta // 2 + 1] / n_theta
+        groups, gains = np.zeros(n, dtype=np.int64), np.ones((1, max_ring))
+        if ctf is not None and score == "likelihood":
+            groups, gains = _ctf_groups(ctf, np.arange(1, max_ring + 1) / L, pixel_size)
+        each = gains[groups]
+        blocks[:, 0] -= each * ((each * blocks[:, 0]).sum(axis=0) / np.square(each).sum(axis=0))
+        if score == "correlation":
+            return cls(blocks, L, None, groups, n_lines, -(-max_ring // 4) * 4, None, None)
+        statistics = LineStatistics(blocks, noise_blocks(mask, n_theta, max_ring), gains, groups)
+        coordinates, variance = _unfiltered(blocks, statistics, n_lines, n_coordinates)
+        for group in range(len(gains)):
+            chosen = np.flatnonzero(groups == group)
+            filters = np.swapaxes(statistics.filters[group], 1, 2).astype(np.float32)
+            blocks[chosen] = np.swapaxes(np.swapaxes(blocks[chosen], 0, 1) @ filters, 0, 1)
+        return cls(blocks, L, statistics, groups, n_lines, n_coordinates, coordinates, variance)
+
+    @property
+    def log_likelihood(self):
+        """Whether scores are log-likelihood ratios."""
+        return self.statistics is not None
+
+    def partition(self):
+        """Images in blocks, each of one group: list of index arrays."""
+        found = []
+        for group in range(self.groups.max() + 1):
+            members = np.flatnonzero(self.groups == group)
+            found += [members[start : start + _BLOCK] for start in range(0, len(members), _BLOCK)]
+        return found
+
+    def features(self, rows, partner, shift=0.0):
+        """What scores of lines are made of.
+
+        Parameters
+        ----------
+        rows : ndarray of int
+            Images, all of one group.
+        partner : int
+            Group of the images that they are compared with.
+        shift : float, default=0.0
+            Pixels by which the images are moved along each line before.
+
+        Returns
+        -------
+        fine : ndarray of shape (n, FINE * n_lines, 2 n_coordinates), float32
+            Even and odd; lines at ``pi a / (FINE * n_lines)``.
+        fine_penalty : ndarray of shape (n, FINE * n_lines), float32
+            Of two lines, the score is the product of the features less both penalties.
+        slopes : ndarray of shape (n, n_lines, 2 n_coordinates), float32
+            Of every FINE-th line's derivative.
+        penalty : ndarray of shape (n, n_lines), float32
+            Penalty with the slopes' share.
+        weights : ndarray of shape (n, n_lines), float32
+            Of what the slopes add, see :func:`skcryo.orientation._detection.reference_scores`.
+        """
+        own = self.groups[rows[0]]
+        fine, slopes, log_weights = [], [], np.full(2, np.log(0.25))  # of two cosines half, of e^z + e^-z half
+        penalty = np.zeros((len(rows), FINE * self.n_lines), dtype=np.float32)
+        slope_penalty = np.zeros((len(rows), self.n_lines), dtype=np.float32)
+        for part in (0, 1):
+            if self.statistics is None:
+                continue
+            found = self._canonical(own, partner, part)
+            squares = found.correlation**2
+            x = self._evaluate(rows, part, FINE * self.n_lines, found.basis, shift)
+            fine.append(self._pad(x * np.sqrt(found.correlation / (1 - squares))))
+            penalty += np.square(x) @ (squares / (2 - 2 * squares)) + np.log1p(-squares).sum() / 4
+            found = self._canonical(own, partner, part, derivative=True)
+            squares = found.correlation**2
+            x = self._evaluate(rows, part, self.n_lines, found.basis, shift, derivative=True)
+            slopes.append(self._pad(x * np.sqrt(_COSINES[0] * found.correlation / (1 - _SHARE * squares))))
+            slope_penalty += np.square(x) @ (squares / (2 - 2 * _SHARE * squares))
+            log_weights -= np.log1p(-np.outer(_COSINES**2, squares)).sum(axis=1) / 2
+        if self.statistics is None:
+            fine = [self._pad(x) for x in self._normalised(rows, shift)]
+            fine = np.concatenate(fine, axis=2)
+            return fine, penalty, np.zeros_like(fine[:, ::FINE]), slope_penalty, slope_penalty
+        # what goes with the smaller cosine is put into the penalty, the larger one counts relative to it
+        coarse = penalty[:, ::FINE] + _COSINES[0] ** 2 * slope_penalty - log_weights[0] / 2
+        weights = np.exp(np.diff(log_weights) / 2 - np.diff(_COSINES**2) * slope_penalty)
+        fine, slopes = np.concatenate(fine, axis=2), np.concatenate(slopes, axis=2)
+        return fine, penalty.astype(np.float32), slopes, coarse.astype(np.float32), weights.astype(np.float32)
+
+    def _canonical(self, own, partner, part, *, derivative=False):
+        pair = self.statistics.canonical(
+            min(own, partner), max(own, partner), part, self.n_coordinates, derivative=derivative
+        )
+        return pair[0] if own <= partner else pair[1]
+
+    def _pad(self, x):
+        missing = self.n_coordinates - x.shape[2]
+        return np.pad(x, ((0, 0), (0, 0), (0, missing))).astype(np.float32, copy=False)
+
+    def _evaluate(self, rows, part, n_lines, basis, shift, derivative=False):
+        blocks = self.blocks[rows]
+        if shift == 0:
+            return _evaluate(blocks, part, n_lines, basis, derivative=derivative)
+        even, odd = _moved([_evaluate(blocks, k, n_lines, derivative=derivative) for k in (0, 1)], shift / self.box)
+        return (odd if part else even) @ basis
+
+    def _normalised(self, rows, shift):
+        parts = [_evaluate(self.blocks[rows], part, FINE * self.n_lines) for part in (0, 1)]
+        norm = np.sqrt(sum(np.square(part).sum(axis=2, keepdims=True) for part in parts))
+        parts = [np.divide(part, norm, out=np.zeros_like(part), where=norm > 0) for part in parts]
+        return _moved(parts, shift / self.box) if shift else parts
+
+    def score_at(self, angles, *, n_jobs=None):
         """Scores of all pairs at given lines.
 
         Parameters
         ----------
-        angles : ndarray of shape (n_images, n_images)
-            As in :class:`CommonLines`; the nearest line is taken.
+        angles : array-like of shape (n_images, n_images)
+            Radians, as in :class:`CommonLines`: those that estimated rotations predict, for example. The nearest of
+            ``FINE * n_lines`` lines is taken. NaN where there is none (of one direction of view): score 0.
+        n_jobs : int, default=None
+            Threads; None takes all cores.
 
         Returns
         -------
         scores : ndarray of shape (n_images, n_images), float32
-            Symmetric, diagonal 0.
+            Log-likelihood ratios (or correlations). Symmetric, diagonal 0.
         """
-        n, n_lines, _ = self.even.shape
-        index = np.rint(np.nan_to_num(np.asarray(angles)) * (n_lines / np.pi)).astype(np.int64) % (2 * n_lines)
-        sign = np.where(index >= n_lines, -1.0, 1.0).astype(np.float32)
-        index %= n_lines
+        n = len(self)
+        angles = np.asarray(angles, dtype=np.float32)
+        if angles.shape != (n, n):
+            raise ValueError(f"angles has shape {angles.shape}; ({n}, {n}) is wanted, for {n} images")
         scores = np.zeros((n, n), dtype=np.float32)
-        for i in range(n):
-            a, b, j = index[i], index[:, i], np.arange(n)
-            scores[i] = np.einsum("jk,jk->j", self.even[i, a], self.even[j, b])
-            scores[i] += sign[i] * sign[:, i] * np.einsum("jk,jk->j", self.odd[i, a], self.odd[j, b])
-            scores[i] -= self.penalty[i, a] + self.penalty[j, b]
+        per_radian = np.float32(FINE * self.n_lines / np.pi)
+        for rows, columns, first, second in self.pairs_of_blocks():
+            forth, back = angles[np.ix_(rows, columns)], angles[np.ix_(columns, rows)].T
+            none = ~(np.isfinite(forth) & np.isfinite(back))
+            found = np.empty(forth.shape, dtype=np.float32)
+            at = [np.where(none, 0, part) * per_radian for part in (forth, back)]
+            _kernels.score_pairs(first, second, *at, found, n_threads(n_jobs))
+            found[none] = 0
+            scores[np.ix_(rows, columns)] = found
+            scores[np.ix_(columns, rows)] = found.T
         np.fill_diagonal(scores, 0)
         return scores
 
+    def pairs_of_blocks(self, shift=0.0):
+        """Go through all pairs of images, block by block.
 
-def _noise_blocks(mask, n_lines, n_radial):
-    """Covariance of white noise behind a mask between radii, by angular frequency: (2 n_lines, K, K).
+        Parameters
+        ----------
+        shift : float, default=0.0
+            Pixels by which the first images of the pairs are moved along their lines.
 
-    ``E F(k) conj F(k') = sum_x m(x)^2 exp(-2 pi i (k - k') x)``, of the difference's length alone.
-    """
-    L = len(mask)
-    row = (mask.astype(np.float64) ** 2).sum(axis=0)
-    x = np.arange(L) - L // 2
-    radii = np.arange(1, n_radial + 1)
-    cosines = np.cos(np.pi * np.arange(2 * n_lines) / n_lines)[:, None, None]
-    distance = np.sqrt(np.maximum(radii[:, None] ** 2 + radii**2 - 2 * radii[:, None] * radii * cosines, 0))
-    covariance = np.tensordot(np.cos(2 * np.pi / L * distance[..., None] * x), row, axes=1)
-    return scipy.fft.fft(covariance, axis=0).real / (2 * n_lines)
+        Yields
+        ------
+        rows, columns : ndarray of int
+            Images; the same array for a block on the diagonal, of which the pairs above it are meant.
+        first, second : skcryo._ext._common_lines.Lines
+        """
+        blocks = self.partition()
+        made = {}
+        for i, rows in enumerate(blocks):
+            own = self.groups[rows[0]]
+            firsts = {}
+            for j, columns in enumerate(blocks[i:], start=i):
+                partner = self.groups[columns[0]]
+                if (j, own) not in made:
+                    # features against one group serve all its blocks
+                    made = {key: value for key, value in made.items() if key[1] == own}
+                    made[j, own] = self.kernel_lines(columns, own)
+                if shift:
+                    if partner not in firsts:
+                        firsts[partner] = self.kernel_lines(rows, partner, shift)
+                elif partner not in firsts:
+                    firsts[partner] = made[j, own] if i == j else self.kernel_lines(rows, partner)
+                yield rows, columns, firsts[partner], made[j, own]
 
-
-def _whitening(noise):
-    """Matrices to and from directions in which noise has variance 1; those that hold hardly any are left out."""
-    values, vectors = np.linalg.eigh(noise)
-    keep = values > 1e-6 * values.max()
-    vectors, scale = vectors[:, keep], np.sqrt(values[keep])
-    return vectors / scale, vectors * scale
-
-
-def _whitened(part, noise, n_coordinates):
-    n, n_lines, n_radial = part.shape
-    white, _ = _whitening(noise)
-    flat = part.reshape(-1, n_radial)
-    covariance = white.T @ (flat.T @ flat / len(flat)) @ white
-    values, vectors = np.linalg.eigh(covariance)
-    keep = np.argsort(-values)[:n_coordinates]
-    basis = (white @ vectors[:, keep]).astype(np.float32)
-    return (flat @ basis).reshape(n, n_lines, -1), np.maximum(values[keep] - 1, 0)
-
-
-def _filtered(part, noise, parity, *, shrink):
-    """Wiener filter by angular frequency; the filtered lines and the covariance of their error."""
-    n, n_lines, n_radial = part.shape
-    turn = np.exp(-1j * np.pi * parity * np.arange(n_lines) / n_lines).astype(np.complex64)[:, None]
-    blocks = scipy.fft.fft(part * turn, axis=1)
-    posterior = np.zeros((n_radial, n_radial))
-    for p in range(n_lines):
-        q = 2 * p + parity
-        mirror = (-q) % (2 * n_lines) // 2
-        if mirror < p:
-            continue
-        both = [p] if mirror == p else [p, mirror]
-        samples = np.concatenate([blocks[:, k] for k in both])
-        # a line's variance is the sum over its frequencies
-        covariance = (samples.T @ samples.conj()).real.astype(np.float64) / len(samples) / n_lines**2
-        white, colour = _whitening(noise[q])
-        found, axes = np.linalg.eigh(white.T @ covariance @ white)
-        signal = np.maximum(found - 1, 0)
-        if shrink:
-            ratio = n_radial / len(samples)
-            inside = found > (1 + np.sqrt(ratio)) ** 2
-            y = found + 1 - ratio
-            signal = np.where(inside, (y + np.sqrt(np.maximum(y**2 - 4 * found, 0))) / 2 - 1, 0)
-        gain = signal / (signal + 1)
-        wiener = (colour @ axes * gain) @ axes.T @ white.T
-        posterior += len(both) * (colour @ axes * gain) @ (colour @ axes).T
-        for k in both:
-            blocks[:, k] = blocks[:, k] @ wiener.T.astype(np.float32)
-    return (scipy.fft.ifft(blocks, axis=1) * turn.conj()).real, posterior
+    def kernel_lines(self, rows, partner, shift=0.0):
+        """:meth:`features` as the compiled search reads them."""
+        fine, fine_penalty, slopes, penalty, weights = self.features(rows, partner, shift)
+        n, width = len(rows), fine.shape[2]
+        n_padded = -(-self.n_lines // _kernels.LANES) * _kernels.LANES
+        columns = np.zeros((n, 2 * width, n_padded), dtype=np.float32)
+        columns[:, :width, : self.n_lines] = np.swapaxes(fine[:, ::FINE], 1, 2)
+        columns[:, width:, : self.n_lines] = np.swapaxes(slopes, 1, 2)
+        padded = np.full((n, n_padded), 1e9, dtype=np.float32)
+        padded[:, : self.n_lines] = penalty
+        padded_weights = np.zeros((n, n_padded), dtype=np.float32)
+        padded_weights[:, : self.n_lines] = weights
+        return _kernels.Lines(fine, fine_penalty, columns, padded, padded_weights)
 
 
-def _canonical(part, posterior, noise, n_coordinates):
-    n, n_lines, n_radial = part.shape
-    white, _ = _whitening(noise)
-    flat = part.reshape(-1, n_radial) @ white.astype(np.float32)
-    posterior = white.T @ posterior @ white
-    own = (flat.T @ flat).astype(np.float64) / len(flat)
-    total = own + posterior
-    values, vectors = np.linalg.eigh(own)
-    keep = values > _LEAST_SIGNAL
-    white = vectors[:, keep] / np.sqrt(values[keep])
-    found, basis = np.linalg.eigh(total)
-    found = np.maximum(found, 1e-9 * found.max())
-    cross = white.T @ own @ ((basis / found) @ basis.T) @ own @ white
-    rho, axes = np.linalg.eigh(cross)
-    order = np.argsort(-rho)[:n_coordinates]
-    rho = np.clip(rho[order], 0, 0.995)
-    coordinates = (flat @ (white @ axes[:, order])).reshape(n, n_lines, -1)
-    penalty = np.square(coordinates) @ (rho**2 / (2 * (1 - rho**2)))
-    feature = np.zeros((n, n_lines, n_coordinates), np.float32)
-    feature[:, :, : len(rho)] = coordinates * np.sqrt(rho / (1 - rho**2))
-    return feature, penalty
+def n_threads(n_jobs):
+    return max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
+
+
+def _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius):
+    n, height, width = stack.shape
+    if height != width:
+        raise ValueError(f"X has images of {height} x {width} pixels; square ones are wanted")
+    if n < 2:
+        raise ValueError(f"X has {n} image; common lines need at least two")
+    if height < 8:
+        raise ValueError(f"X has images of {height} pixels; common lines need at least 8")
+    if score not in ("likelihood", "correlation"):
+        raise ValueError(f'score is {score!r}; "likelihood" or "correlation" is wanted')
+    for name, value, divisor in (
+        ("n_lines", n_lines, 8),
+        ("n_coordinates", n_coordinates, 4),
+        ("max_ring", max_ring, 1),
+    ):
+        if not isinstance(value, Integral) or value < 1 or value % divisor:
+            multiple = f", a multiple of {divisor}," if divisor > 1 else ""
+            raise ValueError(f"{name} is {value!r}; a positive integer{multiple} is wanted")
+    if mask_radius is not None and not (isinstance(mask_radius, Real) and 0 < mask_radius <= height):
+        raise ValueError(f"mask_radius is {mask_radius!r}; more than 0 and at most {height} pixels are wanted")
+
+
+class _Preparation:
+    """Images with white noise, phases flipped, shifts undone, in a smaller box of the same field of view."""
+
+    def __init__(self, L, small, spectrum, pixel_size):
+        self.L, self.small, self.pixel_size = L, small, pixel_size
+        self.weights = np.sqrt(ring_weights(spectrum, L, half=True))
+        self.weights[0, 0] = 0
+        self.move = small // 2 * (L / small) - L // 2  # of the centre, in the larger box's pixels
+
+    def __call__(self, images, ctf, shifts):
+        L, small = self.L, self.small
+        spectra = scipy.fft.rfft2(images - images.mean(axis=(1, 2), keepdims=True)) * self.weights
+        if ctf is not None:
+            np.negative(spectra, out=spectra, where=evaluate_ctf(ctf, L, self.pixel_size, half=True) < 0)
+        if shifts is not None or self.move:
+            total = np.full((len(images), 2), self.move) - (0 if shifts is None else shifts)
+            phase_y, phase_x = shift_phases(total, L)
+            spectra *= phase_y[:, :, None]
+            spectra *= phase_x[:, None, :]
+        if small < L:
+            spectra = np.concatenate([spectra[:, : (small + 1) // 2], spectra[:, -(small // 2) :]], axis=1)
+            spectra = spectra[:, :, : small // 2 + 1] * np.float32(small / L)
+            if small % 2 == 0:
+                spectra[:, small // 2] = 0
+                spectra[:, :, small // 2] = 0
+        return scipy.fft.irfft2(spectra, s=(small, small))
+
+
+def _ctf_groups(ctf, radii, pixel_size):
+    """Images of like defocus: the group of each, and the mean absolute CTF of each group."""
+    n_groups = max(1, min(_CTF_GROUPS, len(ctf) // _GROUP_IMAGES))
+    gains = np.abs(evaluate_ctf_radial(ctf, radii, pixel_size)).astype(np.float64)
+    order = np.argsort(ctf["defocus_u"] + ctf["defocus_v"], kind="stable")
+    groups = np.empty(len(ctf), dtype=np.int64)
+    groups[order] = np.arange(len(ctf)) * n_groups // len(ctf)
+    return groups, np.stack([gains[groups == group].mean(axis=0) for group in range(n_groups)])
+
+
+def _evaluate(blocks, part, n_lines, basis=None, *, derivative=False):
+    """A part of the lines at ``pi a / n_lines`` from their angular frequencies, in the coordinates of a basis."""
+    n, n_frequencies, n_radial = blocks.shape
+    q = np.arange(part, n_frequencies, 2)
+    chosen = blocks[:, part::2]
+    if basis is not None:
+        chosen = (chosen.reshape(-1, n_radial) @ basis).reshape(n, len(q), -1)
+    factor = np.where((q == 0) | (q == n_frequencies - 1), 1.0, 2.0)[:, None]
+    phase = factor * np.exp(1j * np.pi * np.outer(q, np.arange(n_lines)) / n_lines)
+    if derivative:
+        phase = phase * (1j * q[:, None])
+    if part == 1:
+        phase = phase * -1j  # the imaginary part of z is the real part of -i z
+    waves = np.concatenate([phase.real, -phase.imag]).astype(np.float32)
+    stacked = np.concatenate([chosen.real, chosen.imag], axis=1)
+    return np.swapaxes(np.swapaxes(stacked, 1, 2) @ waves, 1, 2)
+
+
+def _moved(parts, shift):
+    """Even and odd parts of lines, multiplied by ``exp(2 pi i k shift)`` at k = 1, 2, ... cycles per box."""
+    even, odd = parts
+    angle = 2 * np.pi * shift * np.arange(1, even.shape[2] + 1)
+    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    return even * cosine - odd * sine, even * sine + odd * cosine
+
+
+def _unfiltered(blocks, statistics, n_lines, n_coordinates):
+    """Lines as they are in the directions of most signal, noise of variance 1, and the signal's variance."""
+    coordinates, variance = [], []
+    for part in (0, 1):
+        white, _ = whitening(statistics.line_noise(part))
+        values, vectors = np.linalg.eigh(white.T @ statistics.line_signal(part) @ white)
+        keep = np.argsort(-values)[:n_coordinates]
+        basis = (white @ vectors[:, keep]).astype(np.float32)
+        coordinates.append(_evaluate(blocks, part, n_lines, basis))
+        variance.append(np.maximum(values[keep], 0))
+    return np.concatenate(coordinates, axis=2), np.concatenate(variance)
