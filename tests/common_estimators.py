@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 
 import skcryo
 from skcryo.cluster import RotInvWassersteinKMeans
+from skcryo.orientation import LUDRotations
 from skcryo.preprocessing import (
     Centerer,
     CircularMask,
@@ -87,6 +88,8 @@ def public_estimators():
             order_matters=True,
             grid={"max_shift": [0]},
         ),
+        Case(LUDRotations(n_jobs=1), order_matters=True, grid={"alpha": [2 / 3, 1.0]}),
+        Case(LUDRotations(refine=None, n_jobs=1), variant=True, order_matters=True, grid={"metric": ["correlation"]}),
         Case(
             RotInvWassersteinKMeans(2, n_angles=16, random_state=0),
             order_matters=True,

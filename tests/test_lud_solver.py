@@ -17,6 +17,7 @@ from skcryo.orientation._lud_solver import (
     _projected,
     _spectral_start,
     check_pairs,
+    line_residuals,
     rows_from_rotations,
 )
 from skcryo.rotations import random_rotations
@@ -132,6 +133,7 @@ def test_objective_and_residuals_are_what_they_are_called():
     misfit = weights * deviations(angles, found.rotations)
     assert found.objective == pytest.approx(misfit.sum() / 2, rel=1e-5)
     assert found.residuals == pytest.approx(misfit.sum(axis=1) / weights.sum(axis=1), rel=1e-5)
+    assert line_residuals(angles, found.rotations, weights) == pytest.approx(found.residuals)
 
 
 def test_objective_path_falls():

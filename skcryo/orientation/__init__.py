@@ -1,6 +1,7 @@
 """Orientations of particle images."""
 
 from ._common_lines import CommonLines, detect_common_lines
+from ._lud import LUDRotations
 from ._lud_convex import ConvexLUDResult, solve_lud_convex
 from ._lud_solver import LUDResult, solve_lud
 from ._lud_weights import equalized_weights
@@ -10,6 +11,7 @@ __all__ = [
     "CommonLines",
     "ConvexLUDResult",
     "LUDResult",
+    "LUDRotations",
     "RadialLines",
     "detect_common_lines",
     "equalized_weights",

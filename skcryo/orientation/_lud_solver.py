@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from .._ext._lud import n_blocks, pack, weighted_sums
 from ..rotations import check_rotations, random_rotations
 
-__all__ = ["LUDResult", "check_pairs", "rows_from_rotations", "solve_lud"]
+__all__ = ["LUDResult", "check_pairs", "line_residuals", "rows_from_rotations", "solve_lud"]
 
 _SMOOTHING = 0.05  # radians: misfits below some three degrees are errors of lines, not lines that are wrong
 _COOLING = 0.7
@@ -160,16 +160,38 @@ def solve_lud(angles, *, weights=None, checked=None, alpha=2 / 3, init=None, pol
             ConvergenceWarning,
             stacklevel=2,
         )
-    total = checked.sum(axis=1) if weights is None else np.where(checked, weights, 0).sum(axis=1, dtype=np.float64)
     x, y = rows[:3].T, rows[3:].T
     return LUDResult(
         rotations=np.stack([x, y, np.cross(x, y)], axis=2),
         objective=float(objective),
         objective_path=path,
-        residuals=misfit / total,
+        residuals=misfit / _total_weights(weights, checked),
         n_iter=n_iter,
         converged=settled,
     )
+
+
+def line_residuals(angles, rotations, weights=None, checked=None):
+    """How far lines are from meeting, image by image.
+
+    Parameters
+    ----------
+    angles, weights, checked
+        As in :func:`solve_lud`.
+    rotations : array-like of shape (n, 3, 3)
+
+    Returns
+    -------
+    residuals : ndarray of shape (n,), float64
+        Weighted means of ``|R_i c_ij - R_j c_ji|``, as in :class:`LUDResult`.
+    """
+    angles, weights, checked = check_pairs(angles, weights, checked)
+    rows = rows_from_rotations(check_rotations(rotations, len(angles)))
+    return _Lines(angles, weights, checked).sums(rows, 1e-6, False)[6] / _total_weights(weights, checked)
+
+
+def _total_weights(weights, checked):
+    return checked.sum(axis=1) if weights is None else weights.sum(axis=1, dtype=np.float64)
 
 
 def check_pairs(angles, weights=None, checked=None):

@@ -1,0 +1,202 @@
+"""Poses that are nearly right, refined against the volume that the images make at them."""
+
+import numpy as np
+
+from ..alignment import FourierImages, PoseFit, refine_poses
+from ..projection import VolumeProjector
+from ..reconstruction._ab_initio_refine import (
+    add_images,
+    best_contrast,
+    residual_power,
+    search_and_refine,
+    solve_volume,
+)
+from ..reconstruction._ab_initio_start import signal_power
+from ..reconstruction._accumulator import FourierAccumulator
+from ..rotations import geodesic_distance, random_rotations
+
+__all__ = ["PoseRefinement", "moved_back"]
+
+_CHUNK = 1000
+_FIRST_BAND, _BAND_STEP = 8.0, 4.0  # cycles per box
+_FIRST_SEARCH, _SEARCH_BAND = 2, 14.0
+_FAR, _FEW = 20.0, 0.01  # degrees, and the share of images found farther away that is worth another search
+_LEAST_RATIO = 2.0  # of signal to noise in the volume, up to which rings count, and two rings more
+_CONTRAST_STD = 0.2
+_SETTLED = 0.05  # of what poses moved in the first round
+
+
+def moved_back(images, shifts):
+    """Images with shifts undone.
+
+    Parameters
+    ----------
+    images : FourierImages
+    shifts : ndarray of shape (n_images, 2)
+        (x, y) in pixels.
+
+    Returns
+    -------
+    FourierImages
+    """
+    values = np.empty_like(images.values)
+    for start in range(0, len(values), _CHUNK):
+        where = slice(start, start + _CHUNK)
+        values[where] = images.values[where] * images.centred_phases(shifts[where])
+    return FourierImages(values, images.filters, images.points, images.L)
+
+
+class PoseRefinement:
+    """Poses and the volume that they make, in turn, from poses such as common lines give.
+
+    A round makes the volume of all images at their poses, up to a band that rises by four cycles per box, and takes a
+    Levenberg-Marquardt step of each pose, shift and contrast. Once the band is fine enough, a round looks for better
+    poses on a grid over all of them, for the images whose lines told nothing, and estimates the noise again from
+    residuals; so does every other one that follows as long as one image in a hundred is found far away. The band ends
+    two rings beyond where the volume's signal is twice its noise, as the images' own power and number tell, for evenly
+    spread views.
+
+    In contrast to the refinement of an ab initio volume it begins where poses are, not with a volume, and is made for
+    their accuracy: dividing sums on a grid makes a volume that is wrong by some per cent between the slices it was made
+    of, which holds poses where they are. So the volume's own slices are put through the same sums, and what comes out
+    wrong of them is taken off: noiseless poses then settle within 0.03 degrees instead of 0.3, and those at a
+    signal-to-noise ratio of 0.5 come 7 % closer.
+
+    Parameters
+    ----------
+    images : FourierImages
+        Known shifts undone.
+    rotations : ndarray of shape (n, 3, 3)
+    shifts : ndarray of shape (n, 2)
+        Where to start, in pixels.
+    max_shift, mask_radius : float
+        Pixels of the images; shifts are searched for within `max_shift` of 0, about an origin for which they are least.
+    n_jobs : int, default=None
+        Threads; the result does not depend on it.
+    device : str or torch.device, default=None
+        As in :func:`skcryo.alignment.search_poses`.
+
+    Attributes
+    ----------
+    fit : PoseFit
+    contrast : ndarray of shape (n,)
+        Of mean 1.
+    volume : ndarray of shape (box, box, box)
+        Of the poses before the last round.
+    round : int
+    change : float
+        Median change of poses in the last round, in degrees.
+    noise : ndarray of shape (n_rings,)
+        Power of the noise over what it was taken to be at first.
+    """
+
+    def __init__(self, images, rotations, shifts, *, max_shift, mask_radius, n_jobs=None, device=None):
+        n = len(images)
+        self._given = self.images = images
+        self.max_shift, self.mask_radius = max_shift, mask_radius
+        self.n_jobs, self.device = n_jobs, device
+        self.fit = PoseFit(np.array(rotations), np.array(shifts), np.full(n, np.inf), np.zeros(n), np.ones(n))
+        self.contrast = np.ones(n)
+        self.power = signal_power(images)
+        self.noise = np.ones(int(images.rings.max()) + 1)
+        self.volume = None
+        self.round, self.change, self._first_change = 0, np.inf, np.inf
+        self._next_search = _FIRST_SEARCH
+
+    @property
+    def last_band(self):
+        """Highest frequency that is used, in cycles per box."""
+        images, rings = self.images, np.arange(1, len(self.power))
+        counts = np.maximum(np.bincount(images.rings, minlength=len(self.power)), 1)
+        squares = np.bincount(images.rings, np.square(images.filters).mean(axis=0), minlength=len(self.power)) / counts
+        # A ring of radius k of n images is n / (2 k) samples for each voxel of the shell.
+        ratio = self.power[1:] * squares[1:] * len(images) / (2 * rings)
+        weak = np.flatnonzero(ratio < _LEAST_RATIO)
+        limit = (rings[weak[0]] if len(weak) else rings[-1]) + 2
+        return float(np.clip(limit, min(_FIRST_BAND, images.radii[-1]), images.radii[-1]))
+
+    @property
+    def settled(self):
+        """Whether poses hardly move any more, and there was a search for others."""
+        return self.round > self._next_search + 1 and self.change < max(_SETTLED * self._first_change, 0.01)
+
+    def run_round(self):
+        """One round."""
+        before = self.fit.rotations.copy()
+        band = min(_FIRST_BAND + _BAND_STEP * self.round, self.last_band)
+        self._recentre()
+        self.volume = self.solve(band)
+        projector = VolumeProjector(self.volume)
+        options = {"band": band, "contrast_std": _CONTRAST_STD, "n_jobs": self.n_jobs}
+        searching = self.round == self._next_search
+        if searching:
+            options["band"] = min(band, _SEARCH_BAND)
+        self.fit = refine_poses(self.images, projector, self.fit.rotations, self.fit.shifts, n_steps=1, **options)
+        if searching:
+            self.fit = search_and_refine(
+                self.images,
+                projector,
+                max_shift=self.max_shift,
+                fit=self.fit,
+                turn=random_rotations(1, 0)[0],
+                n_best=1,
+                device=self.device,
+                **options,
+            )
+        contrast = best_contrast(self.fit, _CONTRAST_STD)
+        self.contrast = contrast / contrast.mean()
+        if searching:
+            self._update_noise(projector, options["band"])
+        moved = np.degrees(geodesic_distance(before, self.fit.rotations))
+        if searching and (moved > _FAR).mean() > _FEW:
+            self._next_search += 2
+        self.change = float(np.median(moved))
+        if self.round == 0:
+            self._first_change = self.change
+        self.round += 1
+
+    def solve(self, band):
+        """Make the volume of all images at their present poses.
+
+        Parameters
+        ----------
+        band : float
+            Of the poses, in cycles per box; the volume has two rings more.
+
+        Returns
+        -------
+        ndarray of shape (box, box, box), float32
+        """
+        images, L = self.images, self.images.L
+        top = min(band + 2, float(images.radii[-1]))
+        box = min(2 * (int(np.ceil(top)) + 2), L)
+        radius = self.mask_radius * box / L
+        sums = FourierAccumulator(box)
+        rotations, shifts, n_jobs = self.fit.rotations, self.fit.shifts, self.n_jobs or 1
+        add_images(sums, images, rotations, shifts, contrast=self.contrast, band=top, n_jobs=n_jobs)
+        volume = solve_volume(sums, self.power, top, radius)
+        projector, n_points = VolumeProjector(volume), images.n_points(top)
+        points, again = images.points[:n_points], FourierAccumulator(box)
+        for start in range(0, len(images), _CHUNK):
+            where = slice(start, start + _CHUNK)
+            filters = images.take(where).filters[:, :n_points]
+            squares = np.square(filters * self.contrast[where, None].astype(np.float32))
+            slices = projector.slices(rotations[where], points)
+            again.add(slices * squares, squares, rotations[where], points, n_jobs=n_jobs)
+        # Hardly any prior: only what the sums do wrong is to be taken off, not what the prior does.
+        return 2 * volume - solve_volume(again, 100 * self.power, top, radius)
+
+    def _recentre(self):
+        """Move the frame's origin, which no image tells, to where the shifts are least."""
+        rows = np.swapaxes(self.fit.rotations[:, :, :2], 1, 2)
+        origin = np.linalg.lstsq(rows.reshape(-1, 3), self.fit.shifts.reshape(-1), rcond=None)[0]
+        self.fit.shifts = self.fit.shifts - rows @ origin
+
+    def _update_noise(self, projector, band):
+        rest = residual_power(self.images, projector, self.fit.rotations, self.fit.shifts, self.contrast, band)
+        # Beyond the band there is no model: the images' own power is an upper bound.
+        known = int(band)
+        beyond = np.minimum(rest, rest[max(1, known - 3) : known + 1].mean())
+        self.noise = np.where(np.arange(len(rest)) <= known, rest, beyond)
+        self.images = self._given.rescaled((1 / np.sqrt(self.noise))[self._given.rings])
+        self.power = signal_power(self.images)
