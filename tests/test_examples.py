@@ -40,6 +40,7 @@ def test_every_script_is_tested():
         "classify_particles.py",
         "grid_search.py",
         "plot_ab_initio.py",
+        "plot_lud_rotations.py",
         "reconstruct_volume.py",
     }
 
@@ -71,6 +72,16 @@ def test_plot_ab_initio(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     # Poses drawn by lot are 100 degrees off.
     assert fitted.converged_ and errors.median < 3
+    assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_lud_rotations(tmp_path, capsys):
+    fitted, found, errors = runpy.run_path(str(EXAMPLES / "plot_lud_rotations.py"))["main"](tmp_path)
+    names = ["particles.mrcs", "particles.star", "posed.star", "slices.png", "views.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # Poses drawn by lot are 100 degrees off, those of new particles too if they were in another frame.
+    assert fitted.converged_ and errors.median < 4 and np.median(errors.errors[-50:]) < 4
+    assert abs(fitted.line_agreement_ - found) < 0.1
     assert "converged\n" in capsys.readouterr().out
 
 
