@@ -66,12 +66,15 @@ def detect_common_lines(X, *, score="likelihood", ctf=None, shifts=None, device=
     angles, scores, confidences = (np.zeros((n, n), dtype=np.float32) for _ in range(3))
     search = BlockSearch(lines, device, n_jobs)
     for rows, columns, first, second in lines.pairs_of_blocks():
-        same = rows is columns
-        forth, back, best, everything = search(first, second, same=same)
-        part = np.triu(np.ones(forth.shape, dtype=bool), 1) if same else np.ones(forth.shape, dtype=bool)
-        i, j = np.nonzero(part)
-        i, j = rows[i], columns[j]
-        angles[i, j], angles[j, i] = forth[part], back[part]
-        scores[i, j] = scores[j, i] = best[part] - search.log_window
-        confidences[i, j] = confidences[j, i] = np.exp(best - everything)[part]
-    return CommonLines(angles, scores, np.clip(confidences, 0, 1), ~np.eye(n, dtype=bool))
+        forth, back, best, everything = search(first, second, same=rows == columns)
+        best_scores, trust = best - np.float32(search.log_window), np.minimum(np.exp(best - everything), 1)
+        if rows == columns:  # below the diagonal nothing was searched
+            above = np.triu(np.ones(forth.shape, dtype=bool), 1)
+            forth, back = np.where(above, forth, back.T), np.where(above, back, forth.T)
+            best_scores, trust = (np.where(above, part, part.T) for part in (best_scores, trust))
+            for part in (forth, back, best_scores, trust):
+                np.fill_diagonal(part, 0)
+        angles[rows, columns], angles[columns, rows] = forth, back.T
+        scores[rows, columns], scores[columns, rows] = best_scores, best_scores.T
+        confidences[rows, columns], confidences[columns, rows] = trust, trust.T
+    return CommonLines(angles, scores, confidences, ~np.eye(n, dtype=bool))

@@ -68,23 +68,6 @@ def whitening(noise):
     return vectors * (keep / scale)[..., None, :], vectors * (keep * scale)[..., None, :]
 
 
-def _shrunk(signal, white, colour, ratio):
-    """Signal covariance by optimal shrinkage of the sample's eigenvalues in units of the noise.
-
-    Of a sample covariance with K / n = `ratio` the eigenvalue l above ``(1 + sqrt(ratio))^2`` stands for
-    ``((l + 1 - ratio) + sqrt((l + 1 - ratio)^2 - 4 l)) / 2 - 1`` (Donoho, Gavish, Johnstone, Ann. Statist. 46 (2018)),
-    what is below for none.
-    """
-    found, axes = np.linalg.eigh(_congruence(white, signal))
-    found = found + 1
-    ratio = np.asarray(ratio)[..., None]
-    y = found + 1 - ratio
-    root = np.sqrt(np.maximum(y * y - 4 * found, 0))
-    true = np.where(found > (1 + np.sqrt(ratio)) ** 2, (y + root) / 2 - 1, 0)
-    basis = colour @ axes
-    return (basis * true[..., None, :]) @ np.swapaxes(basis, -1, -2)
-
-
 def _congruence(basis, matrix):
     return np.swapaxes(basis, -1, -2) @ matrix @ basis
 
@@ -108,12 +91,12 @@ class CanonicalLines:
 class LineStatistics:
     """Filter of lines by angular frequency, and how well filtered lines of two images agree where they are common.
 
-    Lines of images with transfer function h are ``h s + noise``. The signal's covariances are estimated, for each
-    angular frequency, from all images; with them each image's lines are filtered (Wiener), which brings in what its
-    other lines tell of a line. How the filtered lines of two images correlate at a common line follows from the
-    covariance of filtered line and true line, ``M = sum_q A_q H S_q``. Filters that were made with a sample find in it
-    signal that is not there, so M is measured by cross-validation: filters from some of the images, covariances from
-    the others. Without that, weak directions spoil the search.
+    The signal's covariance at each angular frequency is estimated from all images; with it lines are filtered (Wiener:
+    ``A_q = S_q (S_q + N_q)^-1``), which brings in what an image's other lines tell of a line. How the filtered lines of
+    two images correlate at a common line follows from the covariance of filtered and true line, ``M = sum_q A_q S_q``.
+    Filters that were made from a sample find in it signal that is not there, so M is measured by cross-validation:
+    filters from some of the images, covariances from the others. Without that, directions that hold next to no signal
+    spoil the search.
 
     Parameters
     ----------
@@ -121,89 +104,74 @@ class LineStatistics:
         Fourier coefficients of the lines over the angle, ``q = 0, 1, ...``, the mean taken away.
     noise : ndarray of shape (n_frequencies, K, K)
         Of :func:`noise_blocks`.
-    gains : ndarray of shape (n_groups, K)
-        Transfer function of each group of images.
-    groups : ndarray of shape (n,), int
+
+    Attributes
+    ----------
+    filters : ndarray of shape (n_frequencies, K, K)
+        A_q.
     """
 
-    def __init__(self, blocks, noise, gains, groups):
+    def __init__(self, blocks, noise):
         n, n_frequencies, n_radial = blocks.shape
-        self.noise, self.gains = noise, gains
+        self.noise = noise
         # a real signal's coefficients stand for those at -q too
-        self.multiplicity = np.full(n_frequencies, 2.0)
-        self.multiplicity[[0, -1]] = 1
+        self._multiplicity = np.full(n_frequencies, 2.0)
+        self._multiplicity[[0, -1]] = 1
+        self._white, self._colour = whitening(noise)
         n_folds = min(_N_FOLDS, n)
         folds = np.arange(n) % n_folds
-        shape = (n_folds, n_frequencies, n_radial, n_radial)
-        sums, weights = np.zeros(shape), np.zeros((n_folds, n_radial, n_radial))
-        for group, gain in enumerate(gains):
-            both = np.outer(gain, gain)
-            for fold in range(n_folds):
-                chosen = np.swapaxes(blocks[(groups == group) & (folds == fold)], 0, 1)
-                sample = np.swapaxes(chosen, 1, 2) @ chosen.conj()
-                sums[fold] += both * (sample.real - chosen.shape[1] * noise)
-                weights[fold] += chosen.shape[1] * both**2
-        rms = np.sqrt(np.mean(gains[groups] ** 2, axis=0))
-        self._white, self._colour = whitening(noise / np.outer(rms, rms))
-        counts = np.bincount(folds)
-        self._signal = self._estimate(sums.sum(axis=0) / weights.sum(axis=0), n)
-        left_out = [
-            self._estimate((sums.sum(axis=0) - sums[k]) / (weights.sum(axis=0) - weights[k]), n - counts[k])
-            for k in range(n_folds)
-        ]
-        raw = sums / np.maximum(weights, 1e-12)[:, None]
-        shares = weights / weights.sum(axis=0)
-        self.filters = np.stack([self._wiener(self._signal, gain) for gain in gains])
-        self._line = np.zeros((n_frequencies, n_radial, n_radial))
-        self._cross = np.zeros((len(gains), n_frequencies, n_radial, n_radial))
-        self._own = np.zeros_like(self._cross)
+        shares = np.bincount(folds) / n
+        samples = np.empty((n_folds, *noise.shape))
         for k in range(n_folds):
-            self._line += shares[k] * raw[k]
-            for group, gain in enumerate(gains):
-                wiener = self._wiener(left_out[k], gain)
-                seen = gain[:, None] * (shares[k] * raw[k])
-                self._cross[group] += wiener @ seen
-                own = wiener @ (seen * gain + shares[k] * noise) @ np.swapaxes(wiener, 1, 2)
-                self._own[group] += own
+            chosen = np.swapaxes(blocks[folds == k], 0, 1)
+            samples[k] = (np.swapaxes(chosen, 1, 2) @ chosen.conj()).real / chosen.shape[1]
+        sample = np.tensordot(shares, samples, axes=1)
+        self.filters = self._wiener(sample, n)
+        self._signal = sample - noise
+        self._cross, self._own = np.zeros_like(noise), np.zeros_like(noise)
+        for k, share in enumerate(shares):
+            wiener = self._wiener((sample - share * samples[k]) / (1 - share), n * (1 - share))
+            self._cross += share * wiener @ (samples[k] - noise)
+            self._own += share * wiener @ samples[k] @ np.swapaxes(wiener, 1, 2)
 
-    def _estimate(self, sample, n):
-        ratio = np.full(len(sample), sample.shape[-1] / (2 * n))
-        ratio[[0, -1]] *= 2
-        return _shrunk(sample, self._white, self._colour, ratio)
+    def _wiener(self, sample, n):
+        """Filters by optimal shrinkage of the eigenvalues of a sample of n images, in units of the noise.
 
-    def _wiener(self, signal, gain):
-        """``S H (H S H + N)^-1``, in the directions that hold noise."""
-        seen = gain[:, None] * signal * gain
-        white, colour = whitening(self.noise)
-        found, axes = np.linalg.eigh(_congruence(white, seen))
-        inverse = white @ axes
-        inverse = (inverse / (1 + np.maximum(found, 0))[..., None, :]) @ np.swapaxes(inverse, -1, -2)
-        return signal @ (gain[:, None] * inverse)
+        With K / n = `ratio`, the eigenvalue l above ``(1 + sqrt(ratio))^2`` stands for a signal of variance ``((l + 1 -
+        ratio) + sqrt((l + 1 - ratio)^2 - 4 l)) / 2 - 1``, one below for none (Donoho, Gavish, Johnstone, "Optimal
+        shrinkage of eigenvalues in the spiked covariance model", Ann. Statist. 46 (2018)).
+        """
+        ratio = np.full((len(sample), 1), sample.shape[-1] / (2 * n))
+        ratio[[0, -1]] *= 2  # real coefficients
+        found, axes = np.linalg.eigh(_congruence(self._white, sample))
+        y = found + 1 - ratio
+        signal = (y + np.sqrt(np.maximum(y * y - 4 * found, 0))) / 2 - 1
+        signal = np.where(found > (1 + np.sqrt(ratio)) ** 2, signal, 0)
+        gain = signal / (signal + 1)
+        return (self._colour @ axes * gain[:, None, :]) @ np.swapaxes(axes, 1, 2) @ np.swapaxes(self._white, 1, 2)
 
     def _total(self, blocks, part, derivative):
         """Sum over the angular frequencies of a part: covariance of a line, or of its derivative by the angle."""
-        q = np.arange(len(self.multiplicity))
-        weights = self.multiplicity * q**2 if derivative else self.multiplicity
+        weights = self._multiplicity
+        if derivative:
+            weights = weights * np.arange(len(weights)) ** 2
         return np.tensordot(weights[part::2], blocks[part::2], axes=1)
 
-    def line_noise(self, part, derivative=False):
-        """Covariance of the noise of a line, before filtering; part 0 is even, 1 odd."""
-        return self._total(self.noise, part, derivative)
+    def line_noise(self, part):
+        """Covariance of the noise of a line before the filter; part 0 is even, 1 odd."""
+        return self._total(self.noise, part, False)
 
     def line_signal(self, part):
         """Covariance of the signal of a line, as measured: not necessarily positive."""
-        return self._total(self._line, part, False)
+        return self._total(self._signal, part, False)
 
-    def canonical(self, first, second, part, n_coordinates, *, derivative=False):
-        """Coordinates in which filtered lines of two groups of images correlate most at common lines.
+    def canonical(self, part, n_coordinates, *, derivative=False):
+        """Coordinates in which filtered lines of two images correlate most at their common line.
 
-        With M, Q of each group, the covariance of filtered line and true line and of filtered line with itself, and
-        C of the true line: singular vectors of ``Q_1^-1/2 M_1 C^-1 M_2^T Q_2^-1/2``.
+        With Q the covariance of filtered lines, C that of the signal: eigenvectors of ``Q^-1/2 M C^-1 M^T Q^-1/2``.
 
         Parameters
         ----------
-        first, second : int
-            Groups.
         part : {0, 1}
             Even or odd.
         n_coordinates : int
@@ -212,23 +180,21 @@ class LineStatistics:
 
         Returns
         -------
-        first, second : CanonicalLines
+        CanonicalLines
         """
-        noise = self.line_noise(part, derivative)
-        white, _ = whitening(noise)
-        line = _congruence(white, self._total(self._line, part, derivative))
-        values, vectors = np.linalg.eigh(line)
+        white, _ = whitening(self._total(self.noise, part, derivative))
+        signal, cross, own = (
+            _congruence(white, self._total(blocks, part, derivative))
+            for blocks in (self._signal, self._cross, self._own)
+        )
+        values, vectors = np.linalg.eigh(signal)
         inverse = (vectors * np.where(values > 0, 1 / (np.maximum(values, 0) + _RIDGE), 0)) @ vectors.T
-        scaled, cross = [], []
-        for group in (first, second):
-            own = _congruence(white, self._total(self._own[group], part, derivative))
-            own += _MODEL_ERROR * np.trace(line) / len(line) * np.eye(len(line))
-            values, vectors = np.linalg.eigh(own)
-            keep = values > _LEAST
-            scaled.append(vectors[:, keep] / np.sqrt(values[keep]))
-            whole = _congruence(white, self._total(self._cross[group], part, derivative))
-            cross.append(scaled[-1].T @ whole)
-        left, found, right = np.linalg.svd(cross[0] @ inverse @ cross[1].T, full_matrices=False)
-        found = np.minimum(found[:n_coordinates], _LARGEST_CORRELATION)
-        bases = [white @ scaled[0] @ left[:, : len(found)], white @ scaled[1] @ right[: len(found)].T]
-        return tuple(CanonicalLines(basis.astype(np.float32), found) for basis in bases)
+        own += _MODEL_ERROR * np.trace(signal) / len(signal) * np.eye(len(signal))
+        values, vectors = np.linalg.eigh(own)
+        keep = values > _LEAST
+        scaled = vectors[:, keep] / np.sqrt(values[keep])
+        cross = scaled.T @ (cross + cross.T) / 2
+        correlation, axes = np.linalg.eigh(cross @ inverse @ cross.T)
+        best = np.argsort(-correlation)[:n_coordinates]
+        correlation = np.clip(correlation[best], 0, _LARGEST_CORRELATION)
+        return CanonicalLines((white @ scaled @ axes[:, best]).astype(np.float32), correlation)

@@ -21,7 +21,9 @@ __all__ = ["RadialLines"]
 _BAND = 20  # cycles per box beyond which no signal is looked for
 _SMALL_BOX = 64  # larger images are cropped to no less than this
 _BLOCK = 512  # images whose pairs are compared at a time
-_CTF_GROUPS, _GROUP_IMAGES = 8, 60
+# An image's CTF h is taken out of its lines by h / (h^2 + _CTF_RIDGE / SNR), ring by ring: what is strong comes to the
+# same scale in all images, what is weak is weighted as it was seen.
+_CTF_RIDGE = 0.3
 # Cosines of the angle between the planes of two images over which the likelihood of their slopes is averaged: the
 # midpoints of halves of [0, 1], over which the cosine of random planes is uniform; the kernel knows that one is three
 # times the other. And the share of the squared correlation in weights that serve for both.
@@ -44,8 +46,6 @@ class RadialLines:
         Pixels, the unit of shifts.
     statistics : LineStatistics or None
         None for `score` "correlation".
-    groups : ndarray of shape (n_images,), int
-        Images of like CTF.
     n_lines : int
         Lines on half of the circle among which the first maximum is looked for, at ``pi a / n_lines``.
     n_coordinates : int
@@ -80,11 +80,10 @@ class RadialLines:
     (50, (50, 32, 16))
     """
 
-    def __init__(self, blocks, box, statistics, groups, n_lines, n_coordinates, coordinates, signal_variance):
+    def __init__(self, blocks, box, statistics, n_lines, n_coordinates, coordinates, signal_variance):
         self.blocks = blocks
         self.box = box
         self.statistics = statistics
-        self.groups = groups
         self.n_lines = n_lines
         self.n_coordinates = n_coordinates
         self.coordinates = coordinates
@@ -155,43 +154,32 @@ class RadialLines:
             images = prepare(chunk, None if ctf is None else ctf[where], None if shifts is None else shifts[where])
             lines = polar_lines(images * mask.astype(np.float32), n_theta, max_ring)
             blocks[where] = scipy.fft.fft(lines, axis=1)[:, : n_theta // 2 + 1] / n_theta
-        groups, gains = np.zeros(n, dtype=np.int64), np.ones((1, max_ring))
-        if ctf is not None and score == "likelihood":
-            groups, gains = _ctf_groups(ctf, np.arange(1, max_ring + 1) / L, pixel_size)
-        each = gains[groups]
-        blocks[:, 0] -= each * ((each * blocks[:, 0]).sum(axis=0) / np.square(each).sum(axis=0))
+        noise = noise_blocks(mask, n_theta, max_ring)
+        if ctf is not None:
+            noise = _weigh_by_ctf(blocks, noise, evaluate_ctf_radial(ctf, np.arange(1, max_ring + 1) / L, pixel_size))
+        blocks[:, 0] -= blocks[:, 0].mean(axis=0)
         if score == "correlation":
-            return cls(blocks, L, None, groups, n_lines, -(-max_ring // 4) * 4, None, None)
-        statistics = LineStatistics(blocks, noise_blocks(mask, n_theta, max_ring), gains, groups)
+            return cls(blocks, L, None, n_lines, -(-max_ring // 4) * 4, None, None)
+        statistics = LineStatistics(blocks, noise)
         coordinates, variance = _unfiltered(blocks, statistics, n_lines, n_coordinates)
-        for group in range(len(gains)):
-            chosen = np.flatnonzero(groups == group)
-            filters = np.swapaxes(statistics.filters[group], 1, 2).astype(np.float32)
-            blocks[chosen] = np.swapaxes(np.swapaxes(blocks[chosen], 0, 1) @ filters, 0, 1)
-        return cls(blocks, L, statistics, groups, n_lines, n_coordinates, coordinates, variance)
+        filters = np.swapaxes(statistics.filters, 1, 2).astype(np.float32)
+        for start in range(0, n, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            blocks[rows] = np.swapaxes(np.swapaxes(blocks[rows], 0, 1) @ filters, 0, 1)
+        return cls(blocks, L, statistics, n_lines, n_coordinates, coordinates, variance)
 
     @property
     def log_likelihood(self):
         """Whether scores are log-likelihood ratios."""
         return self.statistics is not None
 
-    def partition(self):
-        """Images in blocks, each of one group: list of index arrays."""
-        found = []
-        for group in range(self.groups.max() + 1):
-            members = np.flatnonzero(self.groups == group)
-            found += [members[start : start + _BLOCK] for start in range(0, len(members), _BLOCK)]
-        return found
-
-    def features(self, rows, partner, shift=0.0):
+    def features(self, rows, shift=0.0):
         """What scores of lines are made of.
 
         Parameters
         ----------
-        rows : ndarray of int
-            Images, all of one group.
-        partner : int
-            Group of the images that they are compared with.
+        rows : slice or ndarray of int
+            Images.
         shift : float, default=0.0
             Pixels by which the images are moved along each line before.
 
@@ -206,41 +194,31 @@ class RadialLines:
         penalty : ndarray of shape (n, n_lines), float32
             Penalty with the slopes' share.
         weights : ndarray of shape (n, n_lines), float32
-            Of what the slopes add, see :func:`skcryo.orientation._detection.reference_scores`.
+            Of what the slopes add, see :func:`skcryo.orientation._detection.reference_ratios`.
         """
-        own = self.groups[rows[0]]
+        if self.statistics is None:
+            fine = np.concatenate([self._pad(x) for x in self._normalised(rows, shift)], axis=2)
+            penalty = np.zeros(fine.shape[:2], dtype=np.float32)
+            return fine, penalty, np.zeros_like(fine[:, ::FINE]), penalty[:, ::FINE], penalty[:, ::FINE]
         fine, slopes, log_weights = [], [], np.full(2, np.log(0.25))  # of two cosines half, of e^z + e^-z half
-        penalty = np.zeros((len(rows), FINE * self.n_lines), dtype=np.float32)
-        slope_penalty = np.zeros((len(rows), self.n_lines), dtype=np.float32)
+        penalty, slope_penalty = 0.0, 0.0
         for part in (0, 1):
-            if self.statistics is None:
-                continue
-            found = self._canonical(own, partner, part)
+            found = self.statistics.canonical(part, self.n_coordinates)
             squares = found.correlation**2
             x = self._evaluate(rows, part, FINE * self.n_lines, found.basis, shift)
             fine.append(self._pad(x * np.sqrt(found.correlation / (1 - squares))))
             penalty += np.square(x) @ (squares / (2 - 2 * squares)) + np.log1p(-squares).sum() / 4
-            found = self._canonical(own, partner, part, derivative=True)
+            found = self.statistics.canonical(part, self.n_coordinates, derivative=True)
             squares = found.correlation**2
             x = self._evaluate(rows, part, self.n_lines, found.basis, shift, derivative=True)
             slopes.append(self._pad(x * np.sqrt(_COSINES[0] * found.correlation / (1 - _SHARE * squares))))
             slope_penalty += np.square(x) @ (squares / (2 - 2 * _SHARE * squares))
             log_weights -= np.log1p(-np.outer(_COSINES**2, squares)).sum(axis=1) / 2
-        if self.statistics is None:
-            fine = [self._pad(x) for x in self._normalised(rows, shift)]
-            fine = np.concatenate(fine, axis=2)
-            return fine, penalty, np.zeros_like(fine[:, ::FINE]), slope_penalty, slope_penalty
         # what goes with the smaller cosine is put into the penalty, the larger one counts relative to it
         coarse = penalty[:, ::FINE] + _COSINES[0] ** 2 * slope_penalty - log_weights[0] / 2
         weights = np.exp(np.diff(log_weights) / 2 - np.diff(_COSINES**2) * slope_penalty)
         fine, slopes = np.concatenate(fine, axis=2), np.concatenate(slopes, axis=2)
         return fine, penalty.astype(np.float32), slopes, coarse.astype(np.float32), weights.astype(np.float32)
-
-    def _canonical(self, own, partner, part, *, derivative=False):
-        pair = self.statistics.canonical(
-            min(own, partner), max(own, partner), part, self.n_coordinates, derivative=derivative
-        )
-        return pair[0] if own <= partner else pair[1]
 
     def _pad(self, x):
         missing = self.n_coordinates - x.shape[2]
@@ -282,14 +260,14 @@ class RadialLines:
         scores = np.zeros((n, n), dtype=np.float32)
         per_radian = np.float32(FINE * self.n_lines / np.pi)
         for rows, columns, first, second in self.pairs_of_blocks():
-            forth, back = angles[np.ix_(rows, columns)], angles[np.ix_(columns, rows)].T
+            forth, back = angles[rows, columns], angles[columns, rows].T
             none = ~(np.isfinite(forth) & np.isfinite(back))
             found = np.empty(forth.shape, dtype=np.float32)
             at = [np.where(none, 0, part) * per_radian for part in (forth, back)]
             _kernels.score_pairs(first, second, *at, found, n_threads(n_jobs))
             found[none] = 0
-            scores[np.ix_(rows, columns)] = found
-            scores[np.ix_(columns, rows)] = found.T
+            scores[rows, columns] = found
+            scores[columns, rows] = found.T
         np.fill_diagonal(scores, 0)
         return scores
 
@@ -303,32 +281,21 @@ class RadialLines:
 
         Yields
         ------
-        rows, columns : ndarray of int
-            Images; the same array for a block on the diagonal, of which the pairs above it are meant.
+        rows, columns : slice
+            Images; the same for a block on the diagonal, of which the pairs above it are meant.
         first, second : skcryo._ext._common_lines.Lines
         """
-        blocks = self.partition()
-        made = {}
+        blocks = [slice(start, min(start + _BLOCK, len(self))) for start in range(0, len(self), _BLOCK)]
+        made = [self.kernel_lines(rows) for rows in blocks]
         for i, rows in enumerate(blocks):
-            own = self.groups[rows[0]]
-            firsts = {}
-            for j, columns in enumerate(blocks[i:], start=i):
-                partner = self.groups[columns[0]]
-                if (j, own) not in made:
-                    # features against one group serve all its blocks
-                    made = {key: value for key, value in made.items() if key[1] == own}
-                    made[j, own] = self.kernel_lines(columns, own)
-                if shift:
-                    if partner not in firsts:
-                        firsts[partner] = self.kernel_lines(rows, partner, shift)
-                elif partner not in firsts:
-                    firsts[partner] = made[j, own] if i == j else self.kernel_lines(rows, partner)
-                yield rows, columns, firsts[partner], made[j, own]
+            first = self.kernel_lines(rows, shift) if shift else made[i]
+            for columns, second in zip(blocks[i:], made[i:]):
+                yield rows, columns, first, second
 
-    def kernel_lines(self, rows, partner, shift=0.0):
+    def kernel_lines(self, rows, shift=0.0):
         """:meth:`features` as the compiled search reads them."""
-        fine, fine_penalty, slopes, penalty, weights = self.features(rows, partner, shift)
-        n, width = len(rows), fine.shape[2]
+        fine, fine_penalty, slopes, penalty, weights = self.features(rows, shift)
+        n, _, width = fine.shape
         n_padded = -(-self.n_lines // _kernels.LANES) * _kernels.LANES
         columns = np.zeros((n, 2 * width, n_padded), dtype=np.float32)
         columns[:, :width, : self.n_lines] = np.swapaxes(fine[:, ::FINE], 1, 2)
@@ -394,14 +361,18 @@ class _Preparation:
         return scipy.fft.irfft2(spectra, s=(small, small))
 
 
-def _ctf_groups(ctf, radii, pixel_size):
-    """Images of like defocus: the group of each, and the mean absolute CTF of each group."""
-    n_groups = max(1, min(_CTF_GROUPS, len(ctf) // _GROUP_IMAGES))
-    gains = np.abs(evaluate_ctf_radial(ctf, radii, pixel_size)).astype(np.float64)
-    order = np.argsort(ctf["defocus_u"] + ctf["defocus_v"], kind="stable")
-    groups = np.empty(len(ctf), dtype=np.int64)
-    groups[order] = np.arange(len(ctf)) * n_groups // len(ctf)
-    return groups, np.stack([gains[groups == group].mean(axis=0) for group in range(n_groups)])
+def _weigh_by_ctf(blocks, noise, ctf):
+    """Take CTFs out of lines of flipped phases, in place; returns what the noise has become, averaged over images."""
+    gains = np.abs(ctf).astype(np.float64)
+    multiplicity = np.full(len(noise), 2.0)
+    multiplicity[[0, -1]] = 1
+    power = np.einsum("q,nqk->k", multiplicity, np.square(np.abs(blocks)), dtype=np.float64) / len(blocks)
+    noise_power = multiplicity @ np.diagonal(noise, axis1=1, axis2=2)
+    snr = (power - noise_power) / (noise_power * np.mean(gains**2, axis=0))
+    ridge = _CTF_RIDGE / np.maximum(snr, 0.01)
+    weights = (1 + ridge) * gains / (gains**2 + ridge)
+    blocks *= weights[:, None].astype(np.float32)
+    return noise * (weights.T @ weights / len(weights))
 
 
 def _evaluate(blocks, part, n_lines, basis=None, *, derivative=False):
