@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from skcryo.__main__ import main, make_parser
 from skcryo._cli._charts import bar_chart, encode_png, line_chart
 from skcryo._cli._common import class_numbers, format_seconds, length
-from skcryo._cli._progress import ProgressReporter
+from skcryo._cli._progress import ProgressReporter, StepReporter
 from skcryo._cli._report import averages_grid, heading, render_page, table, verdict_box
 from skcryo.cluster import RotInvWassersteinKMeans
 
@@ -166,3 +166,21 @@ def test_a_terminal_gets_a_bar():
     reporter.on_fit_task_end(None, Task(root, 0))
     reporter.teardown(None, root)
     assert "iteration 1" in stream.getvalue() and "1/4" in stream.getvalue()
+
+
+def test_steps_are_told_by_name():
+    class Step:
+        def __init__(self, name, parent=None, number=0):
+            self.task_name, self.parent, self.task_id = name, parent, number
+
+    now, stream, ended = [0.0], io.StringIO(), []
+    reporter = StepReporter(stream, on_step=lambda: ended.append(1), clock=lambda: now[0])
+    root = Step("fit")
+    consensus = Step("consensus", root, 1)
+    reporter.setup(None, root)
+    for step in (Step("common lines", root), Step("round", consensus), Step("round", consensus, 1), consensus, root):
+        now[0] += 2
+        reporter.on_fit_task_end(None, step)
+    lines = stream.getvalue().splitlines()
+    assert lines == ["common lines, 2 s", "consensus, round 1, 4 s", "consensus, round 2, 6 s", "consensus, 8 s"]
+    assert len(ended) == 4

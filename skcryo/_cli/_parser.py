@@ -98,11 +98,30 @@ def _add_abinitio(parser):
     _add_run_options(parser)
 
 
+def _add_classify3d(parser):
+    _add_input(parser, "STAR, .cs or MRCS files with the particles")
+    parser.add_argument(
+        "-k", "--classes", type=integer(2), default=2, metavar="K", help="number of classes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--poses",
+        choices=["abinitio", "lines", "input"],
+        default="abinitio",
+        help="where first poses and shifts are from: abinitio (default; an ab initio volume of all particles, for real "
+        "particles), lines (common lines alone, quicker; for images that are centred but for --max-shift), or input "
+        "(those of the STAR file)",
+    )
+    _add_pose_search(parser, "; none with --poses lines")
+    _add_image_options(parser)
+    _add_run_options(parser)
+
+
 _COMMANDS = {
     "demo": _add_demo,
     "classify2d": _add_classify2d,
     "reconstruct": _add_reconstruct,
     "abinitio": _add_abinitio,
+    "classify3d": _add_classify3d,
 }
 
 # ------------------------------------------------------------------------------------- options that commands share
@@ -113,9 +132,9 @@ def _add_input(parser, what):
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
 
 
-def _add_pose_search(parser):
+def _add_pose_search(parser, more=""):
     """How poses are found from nothing."""
-    _add_max_shift(parser, " (default: 5.5%% of the box in x and in y)")
+    _add_max_shift(parser, f" (default: 5.5%% of the box in x and in y{more})")
     _add_mask_radius(parser, " (default: 0.42 of the box)")
     parser.add_argument(
         "--starts", type=integer(1), default=5, metavar="N", help="random starts at most (default: %(default)s)"

@@ -81,6 +81,47 @@ class ProgressReporter:
         return line + "\n"
 
 
+class StepReporter:
+    """scikit-learn callback that says which steps of a fit have ended, where there are few of different kinds.
+
+    Parameters
+    ----------
+    stream : text file, default=None
+        Where to write; stderr if None.
+    on_step : callable, default=None
+        Called without arguments after each step.
+    clock : callable, default=time.monotonic
+        Returns seconds; for tests.
+    """
+
+    def __init__(self, stream=None, *, on_step=None, clock=time.monotonic):
+        self.stream = sys.stderr if stream is None else stream
+        self.on_step = on_step
+        self.clock = clock
+
+    def setup(self, estimator, context):
+        """Start the clock."""
+        self._start = self.clock()
+
+    def teardown(self, estimator, context):
+        """Do nothing."""
+
+    def on_fit_task_begin(self, estimator, context):
+        """Do nothing: only what has ended is shown."""
+
+    def on_fit_task_end(self, estimator, context):
+        """Show a step that has ended."""
+        if context.parent is None:
+            return
+        name = context.task_name
+        if context.parent.parent is not None:
+            name = f"{context.parent.task_name}, {name} {context.task_id + 1}"
+        self.stream.write(f"{name}, {format_seconds(self.clock() - self._start)}\n")
+        self.stream.flush()
+        if self.on_step is not None:
+            self.on_step()
+
+
 def _leaves_at_most(context):
     """Return how many leaves the tree of a leaf can have, None where that is unknown."""
     sizes = []

@@ -28,7 +28,8 @@ td:first-child { color: #555; white-space: nowrap; } td:last-child { overflow-wr
 .warning { background: #fff3cd; padding: .5em .8em; margin: .4em 0; }
 .verdict { padding: .7em .9em; margin: .6em 0; font-weight: 600; }
 .good { background: #dff2e1; } .bad { background: #f8d7da; } th { text-align: left; font-weight: 600; padding: .15em
-1.2em .15em 0; } figure.wide { margin: 0; max-width: 640px; } svg { max-width: 100%; height: auto; }
+1.2em .15em 0; } figure.wide { margin: 0; max-width: 420px; }
+figure.wide img { width: 100%; image-rendering: pixelated; } svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; } code { background: #f2f2f2; padding: .1em .3em; }
 """
 

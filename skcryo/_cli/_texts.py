@@ -90,4 +90,33 @@ examples:
   skcryo reconstruct start/particles.star -o volume
 """,
     ),
+    "classify3d": Text(
+        help="classes of particles from common lines, a volume for each",
+        description="""\
+Divides the particles of a mixture into K classes, from their common lines, and makes a volume of each class.
+
+Poses and shifts are from an ab initio volume of all particles unless --poses says otherwise. Whether there really are K
+classes is the verdict, told first in the report and last on stderr: halves of the particles are classified apart, and
+each judges the classes of the other. Do not trust classes without it.
+Writes into the folder OUT:
+  particles.star        all columns of the input, with class numbers, poses and origins
+  volume.mrc            the volume of all particles, voxel size set
+  class1.mrc, ...       a volume for each class, the largest first, filtered by what its half maps agree on
+  class1_half1.mrc, ... the half maps of each class, masked, not filtered
+  fsc.star, fsc.png     the Fourier shell correlations of the half maps
+  slices.png, class1.png, ...  central slices and projections (need matplotlib)
+  weights.png           the weight matrix of the cut, sorted by class (needs matplotlib)
+  report.html           verdict, the cut and its bound, pictures, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same classes.
+""",
+        examples="""\
+examples:
+  skcryo classify3d particles.star -k 2 -o classes
+  skcryo classify3d particles.star -k 3 --max-shift 20A --mask-radius 120A -o classes
+  skcryo classify3d centred.star -k 2 --poses lines -o classes
+  skcryo classify3d run_data.star -k 2 --poses input -o classes
+""",
+    ),
 }
