@@ -42,7 +42,7 @@ __all__ = ["LUDRotations"]
 
 _SMALLEST_BOX = 8
 _CONTRAST_STD = 0.2
-_MAX_ROUNDS = 16
+_MAX_ROUNDS = 24
 _CONVERGED = 0.5  # degrees by which poses may move in the last round
 _UNREFINED_BAND = 10.0  # cycles per box of the volume for `predict`: what poses three degrees off leave of it
 _PREDICT_SEARCHES = 2  # each with the grid turned, so that they look between one another's poses

@@ -20,7 +20,7 @@ __all__ = ["PoseRefinement", "moved_back"]
 _CHUNK = 1000
 _FIRST_BAND, _BAND_STEP = 8.0, 4.0  # cycles per box
 _FIRST_SEARCH, _SEARCH_BAND = 2, 14.0
-_FAR, _FEW = 20.0, 0.01  # degrees, and the share of images found farther away that is worth another search
+_FAR, _FEW = 20.0, 0.005  # degrees, and the share of images found farther away that is worth another search
 _LEAST_RATIO = 2.0  # of signal to noise in the volume, up to which rings count, and two rings more
 _CONTRAST_STD = 0.2
 _SETTLED = 0.05  # of what poses moved in the first round
@@ -52,9 +52,9 @@ class PoseRefinement:
     A round makes the volume of all images at their poses, up to a band that rises by four cycles per box, and takes a
     Levenberg-Marquardt step of each pose, shift and contrast. Once the band is fine enough, a round looks for better
     poses on a grid over all of them, for the images whose lines told nothing, and estimates the noise again from
-    residuals; so does every other one that follows as long as one image in a hundred is found far away. The band ends
-    two rings beyond where the volume's signal is twice its noise, as the images' own power and number tell, for evenly
-    spread views.
+    residuals; so does every other one that follows as long as more than five images in a thousand are found far away.
+    The band ends two rings beyond where the volume's signal is twice its noise, as the images' own power and number
+    tell, for evenly spread views.
 
     In contrast to the refinement of an ab initio volume it begins where poses are, not with a volume, and is made for
     their accuracy: dividing sums on a grid makes a volume that is wrong by some per cent between the slices it was made
@@ -138,8 +138,8 @@ class PoseRefinement:
                 projector,
                 max_shift=self.max_shift,
                 fit=self.fit,
-                turn=random_rotations(1, 0)[0],
-                n_best=1,
+                turn=random_rotations(1, self.round)[0],
+                n_best=1 if self.round == _FIRST_SEARCH else 3,
                 device=self.device,
                 **options,
             )
