@@ -1,0 +1,98 @@
+"""Poses of all images on one volume of all classes, from rotations of some."""
+
+import numpy as np
+
+from ..alignment import refine_poses
+from ..projection import VolumeProjector
+from ..reconstruction._ab_initio_refine import VolumeRefinement, add_images, solve_volume
+from ..reconstruction._ab_initio_start import signal_power
+from ..reconstruction._accumulator import FourierAccumulator
+
+__all__ = ["consensus_poses"]
+
+_FIRST_BAND, _SEARCH_BAND = 8.0, 12.0  # cycles per box
+_ROUNDS = 2  # after the last search
+_SETTLED = 1.0  # degrees by which the median view moves in a round
+
+
+def consensus_poses(
+    images, rotations, shifts, rows=None, *, search, max_shift, mask_radius, contrast_std, grid, max_rounds, half_sets,
+    step=None, n_jobs=1,
+):
+    """Refine rotations of images against the volume that they make, and find those of the other images.
+
+    Molecules of all classes are alike in most of their volume, which is what poses follow; common lines between single
+    images know nothing of that. Rounds of a full search over rotations and of Levenberg-Marquardt on all images go on
+    until views settle.
+
+    Parameters
+    ----------
+    images : FourierImages
+        In units of their noise.
+    rotations, shifts : ndarray of shape (m, 3, 3) and (m, 2)
+    rows : ndarray of shape (m,), default=None
+        The images that they are of; None: all.
+    search : bool
+        Whether all rotations are searched; else poses are refined from where they are, and `rows` is None.
+    max_shift : float
+        Pixels; 0 keeps the shifts at zero.
+    mask_radius : float
+        Pixels.
+    contrast_std : float or None
+        Of the images' contrast about its mean; None: all of one contrast.
+    grid : dict
+        ``n_side`` and ``n_psi`` of the search.
+    max_rounds : int
+        With a search, at most.
+    half_sets : ndarray of shape (n,)
+        0 or 1; tells how fine the volume is known.
+    step : callable, default=None
+        Called after each round; True ends.
+    n_jobs : int, default=1
+        Threads; the result does not depend on it.
+
+    Returns
+    -------
+    refinement : VolumeRefinement
+        With ``fit``, ``contrast``, ``volume``, ``band``, ``images`` in better units of the noise, and ``change``, the
+        degrees by which the median view moved in the last search.
+    """
+    rows = np.arange(len(images)) if rows is None else rows
+    band = min(_FIRST_BAND, float(images.radii[-1]))
+    sums = FourierAccumulator(min(2 * (int(np.ceil(band)) + 2), images.L))
+    add_images(sums, images.take(rows), rotations, shifts, band=band, n_jobs=n_jobs)
+    volume = solve_volume(sums, signal_power(images), band, mask_radius * sums.L / images.L)
+    refinement = VolumeRefinement(
+        images, volume, max_shift=max_shift, mask_radius=mask_radius, first_band=band,
+        last_band=_SEARCH_BAND if search else None, contrast_prior=contrast_std, half_sets=half_sets, n_jobs=n_jobs,
+    )
+    refinement.grid = {"n_best": 1, "n_steps": 1, **grid}
+    refinement.search_rounds = range(max_rounds) if search else ()
+    if not search:
+        refinement.fit = refine_poses(
+            images, VolumeProjector(volume), rotations, shifts, band=band, n_steps=0, n_jobs=n_jobs
+        )
+    change = np.inf
+    for _ in range(max_rounds if search else 0):
+        _run_round(refinement, max_shift)
+        change = refinement.change
+        if change < _SETTLED or (step is not None and step()):
+            break
+    refinement.search_rounds, refinement.last_band = (), float(images.radii[-1])
+    for _ in range(_ROUNDS):
+        _run_round(refinement, max_shift)
+    if search:
+        refinement.change = change
+    if max_shift == 0:
+        fit = refinement.fit
+        refinement.fit = refine_poses(
+            refinement.images, VolumeProjector(refinement.volume), fit.rotations, fit.shifts, band=refinement.band,
+            contrast_std=contrast_std, refine_shifts=False, n_jobs=n_jobs,
+        )
+    return refinement
+
+
+def _run_round(refinement, max_shift):
+    refinement.run_round()
+    if max_shift == 0:  # centred images: what was fitted is noise
+        refinement.fit.shifts[:] = 0
