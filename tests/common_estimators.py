@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 
 import skcryo
 from skcryo.cluster import RotInvWassersteinKMeans
+from skcryo.heterogeneity import CommonLinesMaxCut
 from skcryo.orientation import LUDRotations
 from skcryo.preprocessing import (
     Centerer,
@@ -90,6 +91,11 @@ def public_estimators():
         ),
         Case(LUDRotations(n_jobs=1), order_matters=True, grid={"alpha": [2 / 3, 1.0]}),
         Case(LUDRotations(refine=None, n_jobs=1), variant=True, order_matters=True, grid={"metric": ["correlation"]}),
+        Case(
+            CommonLinesMaxCut(2, angular_step=30, n_init=1, max_iter=4, n_jobs=1, random_state=0),
+            order_matters=True,
+            grid={"n_clusters": [1, 2]},
+        ),
         Case(
             RotInvWassersteinKMeans(2, n_angles=16, random_state=0),
             order_matters=True,

@@ -47,7 +47,6 @@ _SMALLEST_BOX = 8
 _MAX_RING = 32  # cycles per box: poses need no more
 _BAND = 12.0  # cycles per box of the classes' volumes: what lies beyond tells little about classes and takes its time
 _LINE_IMAGES = 2000  # with "em"
-_HALVES_MAX_ITER = 30
 _MAX_ROUNDS = 14
 _LUD_STEPS = 60
 _CONTRAST_STD = 0.2  # of images whose start found that contrasts differ
@@ -389,9 +388,7 @@ class CommonLinesMaxCut(
         data = (refinement.images, fit.rotations, fit.shifts, contrast)
         options = {"band": _BAND, "mask_radius": radius, "seed": seed, "n_jobs": n_jobs}
         with progress.step("halves"):
-            halves = classes_of_halves(
-                *data, self.n_clusters, n_init=self.n_init, max_iter=_HALVES_MAX_ITER, **options
-            )
+            halves = classes_of_halves(*data, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, **options)
         starts = [halves.responsibilities]
         if labels is not None:
             starts.append(0.9 * np.eye(self.n_clusters)[labels] + 0.1 / self.n_clusters)
