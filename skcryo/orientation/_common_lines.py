@@ -49,16 +49,48 @@ def detect_common_lines(X, *, score="likelihood", ctf=None, shifts=None, device=
     Parameters
     ----------
     X : ParticleStack or array-like of shape (n_images, L, L), or RadialLines
+        Images; centred, or of known `shifts`.
     score : {"likelihood", "correlation"}, default="likelihood"
+        "likelihood": likelihood ratio of two lines being the same one, summed over a window of directions; a pair's line
+        is where that sum is largest. "correlation": normalised correlation of two lines, as in the paper [1]_.
+        Not used if `X` is RadialLines, which have theirs.
     ctf : structured array of shape (n_images,), default=None
+        None takes that of `X`, if any.
     shifts : array-like of shape (n_images, 2), default=None
         (x, y) in pixels; None takes those of `X`, if any.
     device : {None, "auto", "cpu", "cuda"}, default=None
+        None: the compiled search. Else by torch, on this device.
     n_jobs : int, default=None
+        Threads of the compiled search; None takes all cores. The result does not depend on it.
 
     Returns
     -------
     CommonLines
+        Confidences are posterior probabilities of the line's window, all directions being as likely before.
+
+    Raises
+    ------
+    ValueError
+        If `score` is unknown, or arrays are of the wrong shape or not finite.
+    ImportError
+        If `device` is given and torch is not installed.
+
+    References
+    ----------
+    .. [1] Aizenbud, Shkolnisky, "A max-cut approach to heterogeneity in cryo-electron microscopy", J. Math. Anal. Appl.
+       479 (2019), section 4.
+
+    Examples
+    --------
+    >>> from skcryo.datasets import make_molecule, make_particles
+    >>> from skcryo.metrics import common_line_detection_rate
+    >>> from skcryo.orientation import detect_common_lines
+    >>> stack, truth = make_particles(make_molecule(32, random_state=0), 40, preset="paper", snr=5.0, random_state=0)
+    >>> lines = detect_common_lines(stack)
+    >>> lines.angles.shape
+    (40, 40)
+    >>> bool(common_line_detection_rate(lines.angles, truth.rotations) > 0.5)
+    True
     """
     device = accelerator(device, caller="detect_common_lines")
     lines = X if isinstance(X, RadialLines) else RadialLines.from_images(X, score=score, ctf=ctf, shifts=shifts)

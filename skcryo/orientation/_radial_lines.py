@@ -293,7 +293,19 @@ class RadialLines:
                 yield rows, columns, first, second
 
     def kernel_lines(self, rows, shift=0.0):
-        """:meth:`features` as the compiled search reads them."""
+        """:meth:`features` as the compiled search reads them.
+
+        Parameters
+        ----------
+        rows : slice
+            Images.
+        shift : float, default=0.0
+            As in :meth:`features`.
+
+        Returns
+        -------
+        skcryo._ext._common_lines.Lines
+        """
         fine, fine_penalty, slopes, penalty, weights = self.features(rows, shift)
         n, _, width = fine.shape
         n_padded = -(-self.n_lines // _kernels.LANES) * _kernels.LANES
