@@ -9,5 +9,12 @@ from ._angular_coverage import AngularCoverageDisplay
 from ._class_averages import ClassAveragesDisplay
 from ._fsc import FSCDisplay
 from ._volume_slices import VolumeDisplay
+from ._weight_matrix import WeightMatrixDisplay
 
-__all__ = ["AngularCoverageDisplay", "ClassAveragesDisplay", "FSCDisplay", "VolumeDisplay"]
+__all__ = [
+    "AngularCoverageDisplay",
+    "ClassAveragesDisplay",
+    "FSCDisplay",
+    "VolumeDisplay",
+    "WeightMatrixDisplay",
+]
