@@ -50,7 +50,7 @@ def padded_weights(W, scale):
     return weights
 
 
-def solve_low_rank(W, weights, K, *, scale, rng, tol=1e-4, max_iter=1000, n_threads=1):
+def solve_low_rank(W, weights, K, *, scale, rng, tol=1e-4, max_iter=500, n_threads=1):
     """Solve the relaxation in low-rank form, X = V V^T, by coordinate descent.
 
     K = 2 is the mixing method [1]_, over-relaxed: v_i moves beyond the point where <W, V V^T> is least, the others
@@ -69,7 +69,7 @@ def solve_low_rank(W, weights, K, *, scale, rng, tol=1e-4, max_iter=1000, n_thre
     rng : RandomState
     tol : float, default=1e-4
         Converged when the gap is below.
-    max_iter : int, default=1000
+    max_iter : int, default=500
         Most sweeps over all rows.
     n_threads : int, default=1
 
