@@ -51,8 +51,8 @@ def detect_common_lines(X, *, score="likelihood", ctf=None, shifts=None, device=
     X : ParticleStack or array-like of shape (n_images, L, L), or RadialLines
         Images; centred, or of known `shifts`.
     score : {"likelihood", "correlation"}, default="likelihood"
-        "likelihood": likelihood ratio of two lines being the same one, summed over a window of directions; the line of a pair
-        is where that sum is largest. "correlation": normalised correlation of two lines, as in the paper [1]_.
+        "likelihood": likelihood ratio of two lines being the same one, summed over a window of directions; the line of
+        a pair is where that sum is largest. "correlation": normalised correlation of two lines, as in the paper [1]_.
         Not used if `X` is RadialLines, which have theirs.
     ctf : structured array of shape (n_images,), default=None
         None takes that of `X`, if any.
