@@ -91,8 +91,8 @@ def max_k_cut(W, K, *, solver="low-rank", init=None, n_init=20, max_iter=500, to
     n_init : int, default=20
         How many of the roundings are improved; where fewer differ, partitions at random beside them.
     max_iter : int, default=500
-        Most sweeps of the low-rank solver over all vertices. Tens suffice for K = 2 and where K classes show; asking for
-        more classes than there are takes hundreds, though after a hundred the bound is within some thousandths.
+        Most sweeps of the low-rank solver over all vertices. Tens suffice for K = 2 and where K classes show; more
+        classes than there are take hundreds, though after a hundred the bound is within some thousandths.
     tol : float, default=1e-4
         The relaxation is solved until the bound is as close to its optimum as this, relatively.
     n_jobs : int, default=None
