@@ -40,6 +40,7 @@ def test_every_script_is_tested():
         "classify_particles.py",
         "grid_search.py",
         "plot_ab_initio.py",
+        "plot_common_lines_max_cut.py",
         "plot_lud_rotations.py",
         "reconstruct_volume.py",
     }
@@ -73,6 +74,15 @@ def test_plot_ab_initio(tmp_path, capsys):
     # Poses drawn by lot are 100 degrees off.
     assert fitted.converged_ and errors.median < 3
     assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_common_lines_max_cut(tmp_path, capsys):
+    classes, precision = runpy.run_path(str(EXAMPLES / "plot_common_lines_max_cut.py"))["main"](tmp_path)
+    names = ["class1.png", "class2.png", "classified.star", "particles.mrcs", "particles.star", "weights.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # Drawn by lot, the smaller class would hold a third of those that belong there.
+    assert classes.converged_ and precision > 0.9
+    assert "two classes\n" in capsys.readouterr().out
 
 
 def test_plot_lud_rotations(tmp_path, capsys):
