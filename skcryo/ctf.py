@@ -13,6 +13,7 @@ so that ``CTF(0) = +w`` (the amplitude contrast) without a phase plate, and posi
 import numpy as np
 import scipy.fft
 
+from ._products import row_products
 from .fourier import check_images, frequency_grid, iter_blocks
 
 __all__ = [
@@ -204,7 +205,7 @@ def _coefficients(ctf, pixel_size):
 def _from_basis(ctf, basis, pixel_size):
     """CTF values (n, n_points), float32, from the five functions of frequency in gamma, (5, n_points)."""
     # One matrix product; float32 costs at most about 1e-4 at the largest phases met (a thousand radians).
-    gamma = _coefficients(ctf, pixel_size).astype(np.float32) @ basis.astype(np.float32)
+    gamma = row_products(_coefficients(ctf, pixel_size).astype(np.float32), basis.astype(np.float32))
     values = np.sin(gamma, out=gamma)
     damped = ctf["b_factor"] != 0
     if damped.any():

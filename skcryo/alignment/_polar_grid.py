@@ -17,6 +17,7 @@ import scipy.fft
 import scipy.sparse
 
 from .._gridding import KERNEL_WIDTH, OVERSAMPLING, deconvolution, kernel
+from .._products import row_products
 
 __all__ = []
 
@@ -207,7 +208,7 @@ class PolarGrid:
         out = np.empty((self.n_features, n), dtype=np.float32)
         for m, mirrored, where in self.layout:
             ring_values = orders[:, m].view(np.float32)
-            coefficients = (self._projectors[m] @ ring_values).view(np.complex64)
+            coefficients = row_products(self._projectors[m], ring_values).view(np.complex64)
             out[where][0::2] = coefficients.real
             out[where][1::2] = -coefficients.imag if mirrored else coefficients.imag
         return np.ascontiguousarray(out.T)
@@ -229,7 +230,8 @@ class PolarGrid:
             coefficients.real = pairs[0::2]
             coefficients.imag = -pairs[1::2] if mirrored else pairs[1::2]
             ring_basis = self.basis[m] * (n_theta if m == 0 else n_theta / np.sqrt(2.0))
-            orders[:, m] = (ring_basis.astype(np.float32) @ coefficients.view(np.float32)).view(np.complex64)
+            ring_values = row_products(ring_basis.astype(np.float32), coefficients.view(np.float32))
+            orders[:, m] = ring_values.view(np.complex64)
         return scipy.fft.irfft(orders, n=n_theta, axis=1)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .._products import row_products
 from ._polar_search import (
     filled_blocks,
     hexagonal_disc,
@@ -130,7 +131,7 @@ class Refiner:
                     cosine += v * back
                     np.multiply(u, back, out=sine)
                     sine -= v * front
-            cross = products.reshape(len(products), -1) @ self.fine_phases
+            cross = row_products(products.reshape(len(products), -1), self.fine_phases)
             cross = cross[: n * len(offsets)].reshape(n, len(offsets), -1)
             if self.power is None:
                 cross -= (self.references.norms[classes[:, j]] / 2)[:, None, None]

@@ -9,6 +9,7 @@ import scipy.fft
 import threadpoolctl
 
 from .._ext._polar import fold_max
+from .._products import row_products
 from ._polar_grid import BATCH
 
 __all__ = []
@@ -134,15 +135,15 @@ class AnglePlan:
             re, im = planes[0, :, tile], planes[1, :, tile]
             if self.folds:
                 fold_max(
-                    self.cosine[:, :even] @ re[:even],
-                    self.cosine[:, even:] @ re[even:],
-                    self.minus_sine[:, :even] @ im[:even],
-                    self.minus_sine[:, even:] @ im[even:],
+                    row_products(self.cosine[:, :even], re[:even]),
+                    row_products(self.cosine[:, even:], re[even:]),
+                    row_products(self.minus_sine[:, :even], im[:even]),
+                    row_products(self.minus_sine[:, even:], im[even:]),
                     best[tile],
                     index[tile],
                 )
             else:
-                values = self.cosine @ re + self.minus_sine @ im
+                values = row_products(self.cosine, re) + row_products(self.minus_sine, im)
                 index[tile] = values.argmax(axis=0)
                 best[tile] = values.max(axis=0)
 
@@ -197,8 +198,8 @@ def search_block(plan, columns, features, block, score, angle, shift):
     products = planes.reshape(2, plan.n_planes, IMAGE_BLOCK, -1)
     for plane, where in enumerate(plan.slices):
         if where.stop > where.start:
-            np.matmul(values[:, where], columns.real[where], out=products[0, plane])
-            np.matmul(values[:, where], columns.imaginary[where], out=products[1, plane])
+            row_products(values[:, where], columns.real[where], out=products[0, plane])
+            row_products(values[:, where], columns.imaginary[where], out=products[1, plane])
         else:
             products[:, plane] = 0
     if features.ctf_squared is not None:

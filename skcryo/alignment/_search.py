@@ -8,6 +8,7 @@ from scipy.spatial import cKDTree
 
 from .._ext._poses import best_shifts as _best_shifts
 from .._ext._poses import spread as _spread
+from .._products import row_products
 from .._torch import accelerator
 from ._polar_search import one_blas_thread
 
@@ -166,8 +167,8 @@ class _Products:
             even, odd = room[0][:n], room[1][:n]
             for part, slices, out in ((values.real, self.real, even), (values.imag, self.imag, odd)):
                 part = np.ascontiguousarray(part).reshape(n * self.n_shifts, self.n_points)
-                np.matmul(part, slices, out=out.reshape(n * self.n_shifts, -1))
-            power = squares @ self.power
+                row_products(part, slices, out=out.reshape(n * self.n_shifts, -1))
+            power = row_products(squares, self.power)
             best = np.empty((n, *self.pairs.shape), dtype=np.float32)
             shift = np.empty(best.shape, dtype=np.int32)
             _best_shifts(even, odd, power, best, shift)
