@@ -35,7 +35,7 @@ class MaxKCut:
     upper_bound : float
         No K-cut of this graph has a larger value: a fact proved in floating point, not an estimate.
     n_iter : int
-        Sweeps of the relaxation over all vertices.
+        Sweeps of the relaxation over all vertices, and what polishing it took on small graphs.
     converged : bool
         Whether the bound is within `tol` of the relaxation's optimum; it is true in any case.
     """
@@ -92,7 +92,8 @@ def max_k_cut(W, K, *, solver="low-rank", init=None, n_init=20, max_iter=500, to
         How many of the roundings are improved; where fewer differ, partitions at random beside them.
     max_iter : int, default=500
         Most sweeps of the low-rank solver over all vertices. Tens suffice for K = 2 and where K classes show; more
-        classes than there are take hundreds, though after a hundred the bound is within some thousandths.
+        classes than there are take hundreds, though after a hundred the bound is within some thousandths. Up to 500
+        vertices, the dual is polished by dense matrices after 96 sweeps: its iterations count, too.
     tol : float, default=1e-4
         The relaxation is solved until the bound is as close to its optimum as this, relatively.
     n_jobs : int, default=None
