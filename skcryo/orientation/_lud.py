@@ -306,7 +306,8 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     def _finish(self, found, refinement, *, stopped):
         self.n_rounds_ = refinement.round
-        self.band_ = refinement.last_band if self.refine else min(_UNREFINED_BAND, refinement.last_band)
+        top = float(refinement.images.radii[-1])
+        self.band_ = top if self.refine else min(_UNREFINED_BAND, top)
         self.volume_ = refinement.solve(self.band_)
         self.noise_spectrum_ = self._spectrum * np.interp(
             np.arange(len(self._spectrum)), np.arange(len(refinement.noise)), refinement.noise

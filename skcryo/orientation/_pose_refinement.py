@@ -21,9 +21,10 @@ _CHUNK = 1000
 _FIRST_BAND, _BAND_STEP = 8.0, 4.0  # cycles per box
 _FIRST_SEARCH, _SEARCH_BAND = 2, 14.0
 _FAR, _FEW = 20.0, 0.005  # degrees, and the share of images found farther away that is worth another search
-_LEAST_RATIO = 2.0  # of signal to noise in the volume, up to which rings count, and two rings more
+# Of the noise's power, in rings where no signal is seen: many such rings tell of poses all the same.
+_LEAST_POWER = 0.01
 _CONTRAST_STD = 0.2
-_SETTLED = 0.05  # of what poses moved in the first round
+_SETTLED = 0.1  # of what poses moved in the first round
 
 
 def moved_back(images, shifts):
@@ -53,8 +54,8 @@ class PoseRefinement:
     Levenberg-Marquardt step of each pose, shift and contrast. Once the band is fine enough, a round looks for better
     poses on a grid over all of them, for the images whose lines told nothing, and estimates the noise again from
     residuals; so does every other one that follows as long as more than five images in a thousand are found far away.
-    The band ends two rings beyond where the volume's signal is twice its noise, as the images' own power and number
-    tell, for evenly spread views.
+    In the end the band is all that the images hold, rings without visible signal among them: their weight in the volume
+    is small, but of a density whose spectrum hardly falls they tell of poses, which else drift apart from each other.
 
     In contrast to the refinement of an ab initio volume it begins where poses are, not with a volume, and is made for
     their accuracy: dividing sums on a grid makes a volume that is wrong by some per cent between the slices it was made
@@ -97,23 +98,11 @@ class PoseRefinement:
         self.n_jobs, self.device = n_jobs, device
         self.fit = PoseFit(np.array(rotations), np.array(shifts), np.full(n, np.inf), np.zeros(n), np.ones(n))
         self.contrast = np.ones(n)
-        self.power = signal_power(images)
+        self.power = signal_power(images, _LEAST_POWER)
         self.noise = np.ones(int(images.rings.max()) + 1)
         self.volume = None
         self.round, self.change, self._first_change = 0, np.inf, np.inf
         self._next_search = _FIRST_SEARCH
-
-    @property
-    def last_band(self):
-        """Highest frequency that is used, in cycles per box."""
-        images, rings = self.images, np.arange(1, len(self.power))
-        counts = np.maximum(np.bincount(images.rings, minlength=len(self.power)), 1)
-        squares = np.bincount(images.rings, np.square(images.filters).mean(axis=0), minlength=len(self.power)) / counts
-        # A ring of radius k of n images is n / (2 k) samples for each voxel of the shell.
-        ratio = self.power[1:] * squares[1:] * len(images) / (2 * rings)
-        weak = np.flatnonzero(ratio < _LEAST_RATIO)
-        limit = (rings[weak[0]] if len(weak) else rings[-1]) + 2
-        return float(np.clip(limit, min(_FIRST_BAND, images.radii[-1]), images.radii[-1]))
 
     @property
     def settled(self):
@@ -123,7 +112,7 @@ class PoseRefinement:
     def run_round(self):
         """One round."""
         before = self.fit.rotations.copy()
-        band = min(_FIRST_BAND + _BAND_STEP * self.round, self.last_band)
+        band = min(_FIRST_BAND + _BAND_STEP * self.round, float(self.images.radii[-1]))
         self._recentre()
         self.volume = self.solve(band)
         projector = VolumeProjector(self.volume)
@@ -199,4 +188,4 @@ class PoseRefinement:
         beyond = np.minimum(rest, rest[max(1, known - 3) : known + 1].mean())
         self.noise = np.where(np.arange(len(rest)) <= known, rest, beyond)
         self.images = self._given.rescaled((1 / np.sqrt(self.noise))[self._given.rings])
-        self.power = signal_power(self.images)
+        self.power = signal_power(self.images, _LEAST_POWER)

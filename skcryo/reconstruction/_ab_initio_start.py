@@ -12,15 +12,16 @@ from ._accumulator import FourierAccumulator
 __all__ = ["StartSettings", "StochasticStart", "signal_power"]
 
 
-def signal_power(images):
+def signal_power(images, least=0.02):
     """Mean power of the clean slices in each ring, from the images without any poses.
 
-    The images' power beyond the noise's, over the mean squared filter. In rings without visible signal it is two
-    per cent of what the noise alone would give.
+    The images' power beyond the noise's, over the mean squared filter.
 
     Parameters
     ----------
     images : FourierImages
+    least : float, default=0.02
+        What it is in rings without visible signal: this share of what the noise alone would give.
 
     Returns
     -------
@@ -35,7 +36,7 @@ def signal_power(images):
     squares = np.square(images.filters).mean(axis=0, dtype=np.float64)
     total = np.bincount(images.rings, total / len(images), minlength=n_rings)
     squares = np.bincount(images.rings, squares, minlength=n_rings)
-    excess = np.maximum(total - counts, 0.02 * counts)
+    excess = np.maximum(total - counts, least * counts)
     power = np.divide(excess, squares, out=np.zeros(n_rings), where=squares > 0)
     power[0] = power[1]
     return power
