@@ -140,9 +140,9 @@ class _LowRank:
         self.n_iter = 0
         self.next_check, self.caution = 4 * _BATCH, 1.0
         self.multipliers = None
-        # There are solutions whose rank (rank + 1) / 2 is at most the number of active constraints: n for K = 2.
-        # Active pairs add to that; `adapt_rank` follows the rank that is used.
-        rank = _padded(math.sqrt(2 * self.n) if K == 2 else 2 * math.sqrt(self.n), RANK_STEP)
+        # There are solutions whose rank (rank + 1) / 2 is at most the number of active constraints: n for K = 2, where
+        # most graphs need half the rank that this allows. Active pairs add to that; `adapt_rank` follows what is used.
+        rank = _padded(0.9 * math.sqrt(self.n) if K == 2 else 2 * math.sqrt(self.n), RANK_STEP)
         self._set_vectors(rng.standard_normal((self.n, rank)))
         if K > 2:
             self._sweep(None, 0.0)  # more of these would split the graph in two, which takes long to undo
@@ -253,8 +253,6 @@ class _LowRank:
 
     def adapt_rank(self):
         """Leave room for the rank that is used, and not much more; columns are added as noise."""
-        if self.K == 2:
-            return
         vectors = self.vectors[: self.n].astype(np.float64)
         powers, axes = np.linalg.eigh(vectors.T @ vectors)
         rank, used = len(powers), int((powers > 1e-3 * powers[-1]).sum())
@@ -268,7 +266,7 @@ class _LowRank:
 
     def escape(self, point):
         """Where all vectors rest but a better solution is near, move them towards it."""
-        if self.K > 2 and point.stuck:
+        if point.stuck:
             rank = self.vectors.shape[1]
             moves = point.axes * np.sqrt(-point.values * self.n)
             moves = moves @ self.rng.standard_normal((len(point.values), rank)) / math.sqrt(rank)
