@@ -144,8 +144,8 @@ def products_at(const float[:, :, ::1] first, const float[:, :, ::1] second, con
                 const int[:, ::1] column_line, float[:, ::1] products, int n_threads=1):
     """Even and odd products of one line of each image of `first` with one of each of `second`.
 
-    first, second: (n, n_lines, even and odd coordinates). row_line, column_line: which, on the full circle: from n_lines
-    on lines are turned.
+    first, second: (n, n_lines, even and odd coordinates). row_line, column_line: which, on the full circle: from
+    n_lines on lines are turned.
     """
     cdef Py_ssize_t n = first.shape[0], n_columns = second.shape[0], n_lines = first.shape[1], i, j, k, a, b
     cdef Py_ssize_t m = first.shape[2] // 2

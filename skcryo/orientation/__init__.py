@@ -7,7 +7,6 @@ from ._lud_convex import ConvexLUDResult, solve_lud_convex
 from ._lud_solver import LUDResult, solve_lud
 from ._lud_weights import equalized_weights
 from ._radial_lines import RadialLines
-from ._radial_mean_shifts import shifts_from_radial_mean
 
 __all__ = [
     "CommonLines",
@@ -18,7 +17,6 @@ __all__ = [
     "detect_common_lines",
     "equalized_weights",
     "shifts_from_common_lines",
-    "shifts_from_radial_mean",
     "solve_lud",
     "solve_lud_convex",
 ]

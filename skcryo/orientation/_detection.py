@@ -58,43 +58,60 @@ class PairSearch:
             window around the best line; logarithm of the probability of that window; relative shift. For correlations
             the third is the largest, the fourth 0. What is on or below the diagonal means nothing.
         """
-        first = [self.lines.kernel_lines(rows, shift) for shift in self.shifts]
-        parts = []
+        for start in [start for start in self.second if start < rows.start]:
+            del self.second[start]
         for columns in self.lines.blocks():
-            if columns.start < rows.start:
-                self.second.pop(columns.start, None)
-                continue
-            if columns.start not in self.second:
-                self.second[columns.start] = self.lines.kernel_lines(columns)
-            parts.append(self.block(first, self.second[columns.start], columns == rows))
-        return np.concatenate(parts, axis=2)
+            if columns.start >= rows.start and columns.start not in self.second:
+                self.second[columns.start] = self.prepare(columns)
+        unmoved = self.second[rows.start]
+        first = [self.prepare(rows, shift) if shift else unmoved for shift in self.shifts]
+        return np.concatenate([self._over_shifts(first, second) for second in self.second.values()], axis=2)
 
-    def block(self, first, second, same):
-        """Compare the images of `first` (one for each shift) with those of `second`."""
+    def prepare(self, rows, shift=0.0):
+        """Lines of some images as :meth:`compare` takes them."""
+        return self.lines.kernel_lines(rows, shift)
+
+    def compare(self, first, second):
+        """Best lines of all pairs of two blocks, or of those above the diagonal of one.
+
+        Returns
+        -------
+        ndarray of shape (4, n_first, n_second), float32
+            Angles in lines; logarithm of the sum of likelihood ratios over the window around the best line, and over
+            all lines. Scores that are no likelihoods: the largest, twice.
+        """
+        found = np.zeros((4, len(first), len(second)), dtype=np.float32)
         likelihood = self.lines.log_likelihood
-        best = everything = None
+        _kernels.detect(
+            first,
+            second,
+            self.lines.n_lines,
+            found,
+            same=first is second,
+            slopes=likelihood,
+            peak=not likelihood,
+            window=self.window,
+            n_candidates=N_CANDIDATES,
+            narrow=NARROW,
+            n_threads=self.n_threads,
+        )
+        return found
+
+    def _over_shifts(self, first, second):
+        """The best of all shifts; `first` are the same images at each."""
+        kept, everything = None, None
         for shift, lines in zip(self.shifts, first):
-            found = np.zeros((4, len(lines), len(second)), dtype=np.float32)
-            _kernels.detect(
-                lines,
-                second,
-                self.lines.n_lines,
-                found,
-                same=same,
-                slopes=likelihood,
-                peak=not likelihood,
-                window=self.window,
-                n_candidates=N_CANDIDATES,
-                narrow=NARROW,
-                n_threads=self.n_threads,
-            )
-            if best is None:
-                best, everything = np.concatenate([found[:3], np.zeros_like(found[:1])]), found[3]
+            found = self.compare(lines, second)
+            if kept is None:
+                kept, everything = np.concatenate([found[:3], np.zeros_like(found[:1])]), found[3]
                 continue
-            better = found[2] > best[2]
-            for kept, new in zip(best, (*found[:3], np.float32(shift))):
-                np.copyto(kept, new, where=better)
+            better = found[2] > kept[2]
+            for old, new in zip(kept, (*found[:3], np.float32(shift))):
+                np.copyto(old, new, where=better)
             everything = np.logaddexp(everything, found[3])
-        angles, log_best, moved = best[:2] * np.float32(np.pi / self.lines.n_lines), best[2], best[3]
-        log_probability = np.minimum(log_best - everything, 0) if likelihood else np.zeros_like(log_best)
-        return np.stack([*angles, log_best - np.float32(self.log_window), log_probability, moved])
+        log_best = kept[2]
+        log_probability = np.minimum(log_best - everything, 0)
+        if not self.lines.log_likelihood:
+            log_probability[:] = 0
+        angles = kept[:2] * np.float32(np.pi / self.lines.n_lines)
+        return np.stack([*angles, log_best - np.float32(self.log_window), log_probability, kept[3]])

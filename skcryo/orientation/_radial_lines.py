@@ -195,7 +195,7 @@ class RadialLines:
         penalty : ndarray of shape (n, n_lines), float32
             Penalty with the slopes' share.
         weights : ndarray of shape (n, n_lines), float32
-            Of what the slopes add, see :func:`skcryo.orientation._detection.reference_ratios`.
+            Of what the slopes add, see ``reference_ratios`` in ``_detection_reference.py``.
         """
         if self.statistics is None:
             fine, penalty = self.line_features(rows, shift)
@@ -311,6 +311,11 @@ def n_threads(n_jobs):
     return max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
 
 
+def check_score(score):
+    if score not in ("likelihood", "correlation"):
+        raise ValueError(f'score is {score!r}; "likelihood" or "correlation" is wanted')
+
+
 def _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius):
     n, height, width = stack.shape
     if height != width:
@@ -319,8 +324,7 @@ def _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius
         raise ValueError(f"X has {n} image; common lines need at least two")
     if height < 8:
         raise ValueError(f"X has images of {height} pixels; common lines need at least 8")
-    if score not in ("likelihood", "correlation"):
-        raise ValueError(f'score is {score!r}; "likelihood" or "correlation" is wanted')
+    check_score(score)
     for name, value, divisor in (
         ("n_lines", n_lines, 8),
         ("n_coordinates", n_coordinates, 4),
