@@ -1,7 +1,6 @@
 """Common lines of pairs of images, and scores of pairs at given lines."""
 from cython.parallel import parallel, prange
 from libc.stdlib cimport free, malloc
-from libc.math cimport rint
 
 cdef extern from "common_lines_kernels.h":
     int CL_LANES, CL_LINES, CL_MOST_WINDOW
@@ -141,27 +140,31 @@ def detect(Lines rows, Lines columns, int n_lines, float[:, :, ::1] result, *, b
         free(work)
 
 
-def score_pairs(Lines rows, Lines columns, const float[:, ::1] row_angle, const float[:, ::1] column_angle,
-                float[:, ::1] score, int n_threads=1):
-    """Score of each pair at the fine lines nearest to given angles (in fine lines)."""
-    cdef Py_ssize_t n = rows.fine.shape[0], n_columns = columns.fine.shape[0], i, j
-    cdef Py_ssize_t n_lines = rows.fine.shape[1], m = rows.fine.shape[2] // 2, a, b, k
+def products_at(const float[:, :, ::1] first, const float[:, :, ::1] second, const int[:, ::1] row_line,
+                const int[:, ::1] column_line, float[:, ::1] products, int n_threads=1):
+    """Even and odd products of one line of each image of `first` with one of each of `second`.
+
+    first, second: (n, n_lines, even and odd coordinates). row_line, column_line: which, on the full circle: from
+    n_lines on lines are turned.
+    """
+    cdef Py_ssize_t n = first.shape[0], n_columns = second.shape[0], n_lines = first.shape[1], i, j, k, a, b
+    cdef Py_ssize_t m = first.shape[2] // 2
     cdef float even, odd
     cdef const float *x
     cdef const float *y
-    for i in prange(n, nogil=True, num_threads=n_threads, schedule="dynamic"):
+    if (row_line.shape[0] != n or row_line.shape[1] != n_columns or column_line.shape[0] != n
+            or column_line.shape[1] != n_columns or products.shape[0] != n or products.shape[1] != n_columns
+            or second.shape[1] != n_lines or second.shape[2] != first.shape[2]):
+        raise ValueError("arrays of inconsistent shapes")
+    for i in prange(n, nogil=True, num_threads=n_threads, schedule="static"):
         for j in range(n_columns):
-            a = <Py_ssize_t> rint(row_angle[i, j]) % (2 * n_lines)
-            b = <Py_ssize_t> rint(column_angle[i, j]) % (2 * n_lines)
-            a = a + 2 * n_lines if a < 0 else a
-            b = b + 2 * n_lines if b < 0 else b
-            x = &rows.fine[i, a % n_lines, 0]
-            y = &columns.fine[j, b % n_lines, 0]
+            a = row_line[i, j]
+            b = column_line[i, j]
+            x = &first[i, a % n_lines, 0]
+            y = &second[j, b % n_lines, 0]
             even = 0
             odd = 0
             for k in range(m):
                 even = even + x[k] * y[k]
                 odd = odd + x[m + k] * y[m + k]
-            if (a >= n_lines) != (b >= n_lines):
-                odd = -odd
-            score[i, j] = even + odd - rows.fine_penalty[i, a % n_lines] - columns.fine_penalty[j, b % n_lines]
+            products[i, j] = even - odd if (a >= n_lines) != (b >= n_lines) else even + odd

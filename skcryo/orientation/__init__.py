@@ -1,6 +1,7 @@
 """Orientations of particle images."""
 
 from ._common_lines import CommonLines, detect_common_lines
+from ._line_shifts import shifts_from_common_lines
 from ._lud import LUDRotations
 from ._lud_convex import ConvexLUDResult, solve_lud_convex
 from ._lud_solver import LUDResult, solve_lud
@@ -15,6 +16,7 @@ __all__ = [
     "RadialLines",
     "detect_common_lines",
     "equalized_weights",
+    "shifts_from_common_lines",
     "solve_lud",
     "solve_lud_convex",
 ]

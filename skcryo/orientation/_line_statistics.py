@@ -18,8 +18,12 @@ _N_FOLDS = 8
 _RIDGE, _LEAST = 0.05, 0.005
 _LARGEST_CORRELATION = 0.995
 # Share of the signal's mean power by which lines are taken to err even without noise (the mask cuts, lines are a few
-# degrees apart): keeps strong directions before weak ones when all of them correlate perfectly.
-_MODEL_ERROR = 0.001
+# degrees apart, covariances are those of a sample), and the mean power from which on all of it is, in units of the
+# noise: weak directions made of the strong ones' error are not believed. Of images of a signal-to-noise ratio of 5 or
+# more a third of the lines was lost without it.
+_MODEL_ERROR, _MUCH_SIGNAL = 0.01, 10.0
+# Of fewer images covariances by angular frequency are not estimated well enough to filter by.
+_FEWEST_FILTERED = 40
 
 
 def noise_blocks(mask, n_theta, n_radial):
@@ -96,7 +100,8 @@ class LineStatistics:
     two images correlate at a common line follows from the covariance of filtered and true line, ``M = sum_q A_q S_q``.
     Filters that were made from a sample find in it signal that is not there, so M is measured by cross-validation:
     filters from some of the images, covariances from the others. Without that, directions that hold next to no signal
-    spoil the search.
+    spoil the search. Fewer than 40 images are not filtered: the covariances of whole lines are all that they
+    tell.
 
     Parameters
     ----------
@@ -126,8 +131,12 @@ class LineStatistics:
             chosen = np.swapaxes(blocks[folds == k], 0, 1)
             samples[k] = (np.swapaxes(chosen, 1, 2) @ chosen.conj()).real / chosen.shape[1]
         sample = np.tensordot(shares, samples, axes=1)
-        self.filters = self._wiener(sample, n)
         self._signal = sample - noise
+        if n < _FEWEST_FILTERED:
+            self.filters = np.broadcast_to(np.eye(n_radial), noise.shape)
+            self._cross, self._own = self._signal, sample
+            return
+        self.filters = self._wiener(sample, n)
         self._cross, self._own = np.zeros_like(noise), np.zeros_like(noise)
         for k, share in enumerate(shares):
             wiener = self._wiener((sample - share * samples[k]) / (1 - share), n * (1 - share))
@@ -187,9 +196,11 @@ class LineStatistics:
             _congruence(white, self._total(blocks, part, derivative))
             for blocks in (self._signal, self._cross, self._own)
         )
+        power = max(np.trace(signal), 0) / len(signal)
+        error = _MODEL_ERROR * power**2 / (power + _MUCH_SIGNAL)
         values, vectors = np.linalg.eigh(signal)
-        inverse = (vectors * np.where(values > 0, 1 / (np.maximum(values, 0) + _RIDGE), 0)) @ vectors.T
-        own += _MODEL_ERROR * np.trace(signal) / len(signal) * np.eye(len(signal))
+        inverse = (vectors * np.where(values > 0, 1 / (np.maximum(values, 0) + _RIDGE + error), 0)) @ vectors.T
+        own = own + error * np.eye(len(signal))
         values, vectors = np.linalg.eigh(own)
         keep = values > _LEAST
         scaled = vectors[:, keep] / np.sqrt(values[keep])

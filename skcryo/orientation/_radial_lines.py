@@ -14,6 +14,7 @@ from ..fourier import check_shifts, polar_lines, shift_phases
 from ..particles import as_stack
 from ..preprocessing import noise_spectrum, ring_weights
 from ..preprocessing._geometry import soft_circle
+from ._line_scores import scores_at
 from ._line_statistics import LineStatistics, noise_blocks, whitening
 
 __all__ = ["RadialLines"]
@@ -27,7 +28,7 @@ _CTF_RIDGE = 0.3
 # Cosines of the angle between the planes of two images over which the likelihood of their slopes is averaged: the
 # midpoints of halves of [0, 1], over which the cosine of random planes is uniform; the kernel knows that one is three
 # times the other. And the share of the squared correlation in weights that serve for both.
-_COSINES, _SHARE = np.array([0.25, 0.75]), 0.5
+COSINES, _SHARE = np.array([0.25, 0.75]), 0.5
 FINE = 4  # lines among which the last maximum is looked for, over those among which the first is
 
 
@@ -40,7 +41,7 @@ class RadialLines:
 
     Parameters
     ----------
-    blocks : ndarray of shape (n_images, n_frequencies, n_radial), complex64
+    spectra : ndarray of shape (n_images, n_frequencies, n_radial), complex64
         Fourier coefficients of the rays over the angle, ``q = 0, 1, ...``; those at -q follow.
     box : int
         Pixels, the unit of shifts.
@@ -80,8 +81,8 @@ class RadialLines:
     (50, (50, 32, 16))
     """
 
-    def __init__(self, blocks, box, statistics, n_lines, n_coordinates, coordinates, signal_variance):
-        self.blocks = blocks
+    def __init__(self, spectra, box, statistics, n_lines, n_coordinates, coordinates, signal_variance):
+        self.spectra = spectra
         self.box = box
         self.statistics = statistics
         self.n_lines = n_lines
@@ -90,7 +91,7 @@ class RadialLines:
         self.signal_variance = signal_variance
 
     def __len__(self):
-        return len(self.blocks)
+        return len(self.spectra)
 
     @classmethod
     def from_images(
@@ -194,118 +195,80 @@ class RadialLines:
         penalty : ndarray of shape (n, n_lines), float32
             Penalty with the slopes' share.
         weights : ndarray of shape (n, n_lines), float32
-            Of what the slopes add, see :func:`skcryo.orientation._detection.reference_ratios`.
+            Of what the slopes add, see ``reference_ratios`` in ``_detection_reference.py``.
         """
         if self.statistics is None:
-            fine = np.concatenate([self._pad(x) for x in self._normalised(rows, shift)], axis=2)
-            penalty = np.zeros(fine.shape[:2], dtype=np.float32)
+            fine, penalty = self.line_features(rows, shift)
             return fine, penalty, np.zeros_like(fine[:, ::FINE]), penalty[:, ::FINE], penalty[:, ::FINE]
-        fine, slopes, log_weights = [], [], np.full(2, np.log(0.25))  # of two cosines half, of e^z + e^-z half
-        penalty, slope_penalty = 0.0, 0.0
+        fine, penalty = self.line_features(rows, shift)
+        slopes, slope_penalty = self.slope_features(rows, self.n_lines, shift)
+        # what goes with the smaller cosine is put into the penalty, the larger one counts relative to it; half of the
+        # mean over two cosines, and of the hyperbolic cosine
+        log_weights = np.log(0.25) + self.slope_log_norm(COSINES)
+        coarse = penalty[:, ::FINE] + COSINES[0] ** 2 * slope_penalty - np.float32(log_weights[0] / 2)
+        weights = np.exp(np.diff(log_weights) / 2 - np.diff(COSINES**2) * slope_penalty)
+        slopes *= np.sqrt(np.float32(COSINES[0]))
+        return fine, penalty, slopes, coarse.astype(np.float32), weights.astype(np.float32)
+
+    def line_features(self, rows, shift=0.0):
+        """Features and penalties of ``FINE * n_lines`` lines, see :meth:`features`."""
+        n_fine = FINE * self.n_lines
+        if self.statistics is None:
+            fine = np.concatenate([self._pad(x) for x in self._normalised(rows, shift)], axis=2)
+            return fine, np.zeros(fine.shape[:2], dtype=np.float32)
+        fine, penalty = [], 0.0
         for part in (0, 1):
             found = self.statistics.canonical(part, self.n_coordinates)
             squares = found.correlation**2
-            x = self._evaluate(rows, part, FINE * self.n_lines, found.basis, shift)
+            x = self._evaluate(rows, part, n_fine, found.basis, shift)
             fine.append(self._pad(x * np.sqrt(found.correlation / (1 - squares))))
-            penalty += np.square(x) @ (squares / (2 - 2 * squares)) + np.log1p(-squares).sum() / 4
+            penalty = penalty + np.square(x) @ (squares / (2 - 2 * squares)) + np.log1p(-squares).sum() / 4
+        return np.concatenate(fine, axis=2), penalty.astype(np.float32)
+
+    def slope_features(self, rows, n_lines, shift=0.0):
+        """Features and penalties of the derivatives of `n_lines` lines, whose planes are the same.
+
+        At an angle between the planes of cosine c, the log-likelihood ratio is c times the product of the features,
+        less c^2 times both penalties, plus :meth:`slope_log_norm`.
+        """
+        slopes, penalty = [], 0.0
+        for part in (0, 1):
             found = self.statistics.canonical(part, self.n_coordinates, derivative=True)
             squares = found.correlation**2
-            x = self._evaluate(rows, part, self.n_lines, found.basis, shift, derivative=True)
-            slopes.append(self._pad(x * np.sqrt(_COSINES[0] * found.correlation / (1 - _SHARE * squares))))
-            slope_penalty += np.square(x) @ (squares / (2 - 2 * _SHARE * squares))
-            log_weights -= np.log1p(-np.outer(_COSINES**2, squares)).sum(axis=1) / 2
-        # what goes with the smaller cosine is put into the penalty, the larger one counts relative to it
-        coarse = penalty[:, ::FINE] + _COSINES[0] ** 2 * slope_penalty - log_weights[0] / 2
-        weights = np.exp(np.diff(log_weights) / 2 - np.diff(_COSINES**2) * slope_penalty)
-        fine, slopes = np.concatenate(fine, axis=2), np.concatenate(slopes, axis=2)
-        return fine, penalty.astype(np.float32), slopes, coarse.astype(np.float32), weights.astype(np.float32)
+            x = self._evaluate(rows, part, n_lines, found.basis, shift, derivative=True)
+            slopes.append(self._pad(x * np.sqrt(found.correlation / (1 - _SHARE * squares))))
+            penalty = penalty + np.square(x) @ (squares / (2 - 2 * _SHARE * squares))
+        return np.concatenate(slopes, axis=2), penalty.astype(np.float32)
+
+    def slope_log_norm(self, cosines):
+        """Logarithm of what normalises the slopes' likelihood at angles of given cosines between the planes."""
+        found = [self.statistics.canonical(part, self.n_coordinates, derivative=True) for part in (0, 1)]
+        squares = np.concatenate([part.correlation for part in found]) ** 2
+        return -sum(np.log1p(-np.square(cosines) * square) for square in squares) / 2
 
     def _pad(self, x):
         missing = self.n_coordinates - x.shape[2]
         return np.pad(x, ((0, 0), (0, 0), (0, missing))).astype(np.float32, copy=False)
 
     def _evaluate(self, rows, part, n_lines, basis, shift, derivative=False):
-        blocks = self.blocks[rows]
+        blocks = self.spectra[rows]
         if shift == 0:
             return _evaluate(blocks, part, n_lines, basis, derivative=derivative)
         even, odd = _moved([_evaluate(blocks, k, n_lines, derivative=derivative) for k in (0, 1)], shift / self.box)
         return (odd if part else even) @ basis
 
     def _normalised(self, rows, shift):
-        parts = [_evaluate(self.blocks[rows], part, FINE * self.n_lines) for part in (0, 1)]
+        parts = [_evaluate(self.spectra[rows], part, FINE * self.n_lines) for part in (0, 1)]
         norm = np.sqrt(sum(np.square(part).sum(axis=2, keepdims=True) for part in parts))
         parts = [np.divide(part, norm, out=np.zeros_like(part), where=norm > 0) for part in parts]
         return _moved(parts, shift / self.box) if shift else parts
 
-    def score_at(self, angles, *, n_jobs=None):
-        """Scores of all pairs at given lines.
-
-        Parameters
-        ----------
-        angles : array-like of shape (n_images, n_images)
-            Radians, as in :class:`CommonLines`: those that estimated rotations predict, for example. The nearest of
-            ``FINE * n_lines`` lines is taken. NaN where there is none (of one direction of view): score 0.
-        n_jobs : int, default=None
-            Threads; None takes all cores.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_images, n_images), float32
-            Log-likelihood ratios (or correlations). Symmetric, diagonal 0.
-        """
-        n = len(self)
-        angles = np.asarray(angles, dtype=np.float32)
-        if angles.shape != (n, n):
-            raise ValueError(f"angles has shape {angles.shape}; ({n}, {n}) is wanted, for {n} images")
-        scores = np.zeros((n, n), dtype=np.float32)
-        per_radian = np.float32(FINE * self.n_lines / np.pi)
-        for rows, columns, first, second in self.pairs_of_blocks():
-            forth, back = angles[rows, columns], angles[columns, rows].T
-            none = ~(np.isfinite(forth) & np.isfinite(back))
-            found = np.empty(forth.shape, dtype=np.float32)
-            at = [np.where(none, 0, part) * per_radian for part in (forth, back)]
-            _kernels.score_pairs(first, second, *at, found, n_threads(n_jobs))
-            found[none] = 0
-            scores[rows, columns] = found
-            scores[columns, rows] = found.T
-        np.fill_diagonal(scores, 0)
-        return scores
-
-    def pairs_of_blocks(self, shift=0.0):
-        """Go through all pairs of images, block by block.
-
-        Parameters
-        ----------
-        shift : float, default=0.0
-            Pixels by which the first images of the pairs are moved along their lines.
-
-        Yields
-        ------
-        rows, columns : slice
-            Images; the same for a block on the diagonal, of which the pairs above it are meant.
-        first, second : skcryo._ext._common_lines.Lines
-        """
-        blocks = [slice(start, min(start + _BLOCK, len(self))) for start in range(0, len(self), _BLOCK)]
-        made = [self.kernel_lines(rows) for rows in blocks]
-        for i, rows in enumerate(blocks):
-            first = self.kernel_lines(rows, shift) if shift else made[i]
-            for columns, second in zip(blocks[i:], made[i:]):
-                yield rows, columns, first, second
+    def blocks(self):
+        """Images in blocks whose pairs are compared at a time: list of slices."""
+        return [slice(start, min(start + _BLOCK, len(self))) for start in range(0, len(self), _BLOCK)]
 
     def kernel_lines(self, rows, shift=0.0):
-        """:meth:`features` as the compiled search reads them.
-
-        Parameters
-        ----------
-        rows : slice
-            Images.
-        shift : float, default=0.0
-            As in :meth:`features`.
-
-        Returns
-        -------
-        skcryo._ext._common_lines.Lines
-        """
+        """:meth:`features` as the compiled search reads them."""
         fine, fine_penalty, slopes, penalty, weights = self.features(rows, shift)
         n, _, width = fine.shape
         n_padded = -(-self.n_lines // _kernels.LANES) * _kernels.LANES
@@ -318,9 +281,39 @@ class RadialLines:
         padded_weights[:, : self.n_lines] = weights
         return _kernels.Lines(fine, fine_penalty, columns, padded, padded_weights)
 
+    def score_at(self, angles, *, cosines=None, n_jobs=None):
+        """Scores of all pairs at given lines.
+
+        Parameters
+        ----------
+        angles : array-like of shape (n_images, n_images)
+            Radians, as in :class:`CommonLines`: those that estimated rotations predict, for example. The nearest of
+            ``FINE * n_lines`` lines is taken. NaN where there is none (of one direction of view): score 0.
+        cosines : array-like of shape (n_images, n_images), default=None
+            Of the angles between viewing directions. With them the slopes of the lines are compared too: more is told
+            of images whose planes are close. For `score` "likelihood" only.
+        n_jobs : int, default=None
+            Threads; None takes all cores.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images, n_images), float32
+            Log-likelihood ratios (or correlations). Symmetric, diagonal 0.
+        """
+        scores = np.zeros((len(self), len(self)), dtype=np.float32)
+        for rows, columns, found in scores_at(self, angles, cosines=cosines, n_threads=n_threads(n_jobs)):
+            scores[rows, columns], scores[columns, rows] = found[0], found[0].T
+        np.fill_diagonal(scores, 0)
+        return scores
+
 
 def n_threads(n_jobs):
     return max_threads() if n_jobs is None else joblib.effective_n_jobs(n_jobs)
+
+
+def check_score(score):
+    if score not in ("likelihood", "correlation"):
+        raise ValueError(f'score is {score!r}; "likelihood" or "correlation" is wanted')
 
 
 def _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius):
@@ -331,8 +324,7 @@ def _check_arguments(stack, score, n_lines, n_coordinates, max_ring, mask_radius
         raise ValueError(f"X has {n} image; common lines need at least two")
     if height < 8:
         raise ValueError(f"X has images of {height} pixels; common lines need at least 8")
-    if score not in ("likelihood", "correlation"):
-        raise ValueError(f'score is {score!r}; "likelihood" or "correlation" is wanted')
+    check_score(score)
     for name, value, divisor in (
         ("n_lines", n_lines, 8),
         ("n_coordinates", n_coordinates, 4),
