@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 
 import skcryo
 from skcryo.cluster import RotInvWassersteinKMeans
+from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut
 from skcryo.orientation import LUDRotations
 from skcryo.preprocessing import (
@@ -70,6 +71,7 @@ def public_estimators():
         Case(PhaseFlipper(missing_ctf="ignore")),
         Case(Centerer()),
         Case(Flattener()),
+        Case(SteerablePCA()),
         # Rows carry no poses, which is an error by default: the checks run with the other choice.
         Case(
             FourierReconstructor(missing_poses="identity", random_state=0),
