@@ -9,6 +9,9 @@ the first plus a soft ball 20 px off its centre (the third: a ball elsewhere) of
 * precision: 1000 images (900 of three classes), two molecules, seeds 0 to 4.
 * modes: algorithm 2 as printed and cuts of likelihoods, beside the default of the first part.
 * paper: the paper's own sizes, 5000 images or 3 x 1500, with its precision beside; wall seconds on ``--jobs`` threads.
+* presets: 2000 images with shifts, CTFs, coloured noise and junk, started from `AbInitioVolume` (in the seconds).
+* states: 2000 images of the hinge, 64 px; volumes that `FourierReconstructor` makes of the classes, beside both truths.
+* atoms: 8ZPM at 2 A straight from atoms, its own spectrum, 64 px, with the ball; 1000 images.
 
 Rows are added as they are finished; a run goes on where it was stopped. ``--table`` prints medians as Markdown.
 """
@@ -20,14 +23,16 @@ import time
 import warnings
 
 import numpy as np
+from heterogeneity_classes import into_frame
 from sklearn.exceptions import ConvergenceWarning
 
-from skcryo.datasets import make_molecule, make_particles
+from skcryo.datasets import make_molecule, make_particles, volume_from_atoms
 from skcryo.heterogeneity import CommonLinesMaxCut
 from skcryo.io import atomic_path, load_volume
-from skcryo.metrics import partition_precision, pose_error
+from skcryo.metrics import fsc, fsc_area, fsc_resolution, partition_precision, pose_error
+from skcryo.reconstruction import AbInitioVolume, FourierReconstructor
 
-L = 65
+L, PIXEL_SIZE, ATOMS_PIXEL_SIZE = 65, 5.0, 2.0
 BALLS = [(0, -20, 0), (-17, 10, 0)]  # (x, y, z) from the centre
 LARGE, SMALL, NONE = (0.098, 5), (0.025, 4), (0.0, 5)
 PAPER = {
@@ -39,17 +44,20 @@ PROPORTIONS = {"2500+2500": [0.5, 0.5], "4000+1000": [0.8, 0.2], "3x1500": [1 / 
 KEY = ("part", "molecule", "case", "snr", "refine", "seed")
 
 
-def states(molecule, n_classes, ball, path):
+def states(part, molecule, n_classes, ball, path):
     """Volumes of the classes."""
     if molecule == "hinge":
-        return np.stack([make_molecule(L, random_state=1), make_molecule(L, random_state=1, hinge=20)])
-    if molecule == "70S":
+        box = 64 if part == "states" else L
+        return np.stack([make_molecule(box, random_state=1), make_molecule(box, random_state=1, hinge=20)])
+    if molecule == "8ZPM":
+        first = volume_from_atoms(path, 64, ATOMS_PIXEL_SIZE)
+    elif molecule == "70S":
         first = load_volume(path)[0].astype(np.float32)
         first = first / np.abs(first).max()
     else:
         first = make_molecule(L, random_state=1)
     share, radius = ball
-    place = np.arange(L) - L // 2
+    place = np.arange(len(first)) - len(first) // 2
     volumes = [first]
     for x, y, z in BALLS[: n_classes - 1]:
         distance = np.sqrt((place[:, None, None] - z) ** 2 + (place[:, None] - y) ** 2 + (place - x) ** 2)
@@ -74,6 +82,19 @@ def tasks(part, seeds):
         rows += [("80/20", 2, LARGE, uneven, snr, 1000) for snr in (0.5, 0.15)]
         rows += [("three", 3, LARGE, third, snr, 900) for snr in (0.5, 0.1)]
         rows = [("70S", *row, refine) for row in rows for refine in (None, "likelihood")]
+    elif part == "presets":
+        rows = [
+            ("70S", f"{preset} {name}", 2, LARGE, shares, 0.12, 2000, "em")
+            for preset, name, shares in (
+                ("shifted", "80/20", uneven),
+                ("ctf", "50/50", even),
+                ("experimental", "50/50", even),
+            )
+        ]
+    elif part == "states":
+        rows = [("hinge", "balanced", 2, None, even, 0.15, 2000, "em")]
+    elif part == "atoms":
+        rows = [("8ZPM", "balanced", 2, LARGE, even, snr, 1000, "em") for snr in (0.5, 0.15)]
     else:
         rows = [
             ("70S", case, len(shares), LARGE, shares, snr, 4500 if case == "3x1500" else 5000, "em")
@@ -84,18 +105,24 @@ def tasks(part, seeds):
 
 
 def run(part, path, molecule, case, n_classes, ball, proportions, snr, n_images, refine, seed, n_jobs):
-    volumes = states(molecule, n_classes, ball, path)
-    stack, truth = make_particles(volumes, n_images, snr=snr, proportions=proportions, random_state=seed)
+    volumes = states(part, molecule, n_classes, ball, path)
+    preset = case.split()[0] if part == "presets" else "paper"
+    pixel_size = ATOMS_PIXEL_SIZE if part == "atoms" else PIXEL_SIZE
+    stack, truth = make_particles(
+        volumes, n_images, preset=preset, snr=snr, pixel_size=pixel_size, proportions=proportions, random_state=seed
+    )
+    init = AbInitioVolume(n_jobs=n_jobs, random_state=seed) if part == "presets" else "lud"
     wall, cpu = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = CommonLinesMaxCut(n_classes, refine=refine, n_jobs=n_jobs, random_state=seed).fit(stack)
+        found = CommonLinesMaxCut(n_classes, refine=refine, init=init, n_jobs=n_jobs, random_state=seed).fit(stack)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    good = ~truth.is_junk
     table = np.zeros((n_classes, n_classes), dtype=int)
-    np.add.at(table, (found.labels_, truth.labels), 1)
+    np.add.at(table, (found.labels_[good], truth.labels[good]), 1)
     row = dict(zip(KEY, (part, molecule, case, snr, refine, seed))) | {
         "n_images": n_images,
-        "precision": partition_precision(truth.labels, found.labels_),
+        "precision": partition_precision(truth.labels[good], found.labels_[good]),
         "confusion": table.tolist(),
         "converged": found.converged_,
         "ratio": found.cut_value_ / found.upper_bound_,
@@ -103,7 +130,7 @@ def run(part, path, molecule, case, n_classes, ball, proportions, snr, n_images,
         "shares": found.class_shares_.round(4).tolist(),
         "cpu_s": round(cpu, 1),
         "wall_s": round(wall, 1),
-        "pose_error": pose_error(found.rotations_, truth.rotations).mean,
+        "pose_error": pose_error(found.rotations_[good], truth.rotations[good]).mean,
     }
     if refine == "em":
         pairs = np.triu_indices(n_classes, 1)
@@ -111,7 +138,27 @@ def run(part, path, molecule, case, n_classes, ball, proportions, snr, n_images,
         row["separation_error"] = found.separation_error_[pairs].round(4).tolist()
     if part == "paper":
         row["paper"] = PAPER[case][snr]
+    if part == "states":
+        row["volumes"] = beside_truth(found, stack, truth, volumes)
     return row
+
+
+def beside_truth(found, stack, truth, volumes):
+    """For each class, where FSC falls to 0.5 in pixels, and the area below it, with its own truth and the other."""
+    posed = stack.replace(rotations=found.rotations_, shifts=found.shifts_)
+    order = [0, 1] if (found.labels_ == truth.labels).mean() > 0.5 else [1, 0]
+    measured = []
+    for own, k in enumerate(order):
+        made = FourierReconstructor(random_state=0).fit(posed[np.flatnonzero(found.labels_ == k)]).volume_
+        made = into_frame(made, found.rotations_, found.shifts_, truth)
+        curves = {"own": fsc(made, volumes[own]), "other": fsc(made, volumes[1 - own])}
+        measured.append(
+            {
+                name: {"resolution_px": float(fsc_resolution(curve, 0.5)), "area": float(fsc_area(curve, 20))}
+                for name, curve in curves.items()
+            }
+        )
+    return measured
 
 
 def print_table(rows):
@@ -141,8 +188,8 @@ def print_table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["precision", "modes", "paper"], required=True)
-    parser.add_argument("--volume", required=True, help="MRC of the 70S ribosome, 65 px")
+    parser.add_argument("--part", choices=["precision", "modes", "paper", "presets", "states", "atoms"], required=True)
+    parser.add_argument("--volume", required=True, help="MRC of the 70S ribosome, 65 px; of part atoms 8zpm.cif")
     parser.add_argument("--output", required=True)
     parser.add_argument("--jobs", type=int, default=1, help="threads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
