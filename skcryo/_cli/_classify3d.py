@@ -105,6 +105,7 @@ def estimator_of(run, start):
         init={"abinitio": start, "lines": "lud", "input": "poses"}[settings.poses],
         max_shift=settings.working(settings.max_shift) if settings.poses == "lines" else 0.0,
         mask_radius=settings.working(settings.mask_radius),
+        checkpoint_dir=run.folder.checkpoint / "class_search",
         n_jobs=run.args.jobs,
         random_state=settings.seed,
     )

@@ -1,12 +1,12 @@
 """Classes and rotations of images of several molecules, from their common lines."""
 
 import warnings
-from dataclasses import dataclass
 from numbers import Integral, Real
+from os import PathLike
 
 import joblib
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -26,6 +26,7 @@ from .._validation import (
     validate_parameters,
 )
 from ..alignment import FourierImages, refine_poses
+from ..io._checkpoint import StageCheckpoints
 from ..orientation import RadialLines, detect_common_lines, equalized_weights, solve_lud
 from ..particles import as_stack
 from ..projection import VolumeProjector
@@ -33,13 +34,14 @@ from ..reconstruction._ab_initio_fit import _spectrum
 from ..reconstruction._ab_initio_refine import add_images, search_and_refine, solve_volume
 from ..reconstruction._ab_initio_start import signal_power
 from ..reconstruction._accumulator import FourierAccumulator
-from ..rotations import check_rotations
+from ..reconstruction._half_sets import fingerprint
 from ._class_mixture import ClassMixture, log_sum
 from ._consensus import consensus_poses
 from ._cut_alternation import alternate
 from ._line_graph import line_misfits, objective
 from ._max_k_cut import max_k_cut
-from ._separation import classes_of_halves
+from ._separation import HalfClasses, classes_of_halves
+from ._start_poses import StartPoses
 
 __all__ = ["CommonLinesMaxCut"]
 
@@ -49,19 +51,6 @@ _BAND = 12.0  # cycles per box of the classes' volumes: what lies beyond tells l
 _LINE_IMAGES = 2000  # with "em"
 _MAX_ROUNDS = 14
 _LUD_STEPS = 60
-_CONTRAST_STD = 0.2  # of images whose start found that contrasts differ
-
-
-@dataclass
-class _Poses:
-    """Poses to start from: of some of the images, or of all."""
-
-    rotations: np.ndarray
-    shifts: np.ndarray
-    rows: np.ndarray
-    handed_in: bool
-    centred: bool
-    contrast_std: float | None = None
 
 
 class CommonLinesMaxCut(
@@ -113,6 +102,10 @@ class CommonLinesMaxCut(
         Starts of the expectation-maximisation, in each half of the images.
     max_iter : int, default=30
         Iterations at most: of the expectation-maximisation, or of LUD and cut.
+    checkpoint_dir : path, default=None
+        Folder where the fit saves its state: where rotations come from, each block of common lines, each round of
+        rotations or of cuts, the classes of half sets. A fit that was killed goes on from there to the same bits; files
+        of other images or parameters are refused.
     n_jobs : int, default=None
         Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
     random_state : int, RandomState instance or None, default=None
@@ -212,6 +205,7 @@ class CommonLinesMaxCut(
         "n_line_images": [Interval(Integral, 3, None, closed="left"), StrOptions({"auto"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "checkpoint_dir": [str, PathLike, None],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
@@ -228,6 +222,7 @@ class CommonLinesMaxCut(
         n_line_images="auto",
         n_init=2,
         max_iter=30,
+        checkpoint_dir=None,
         n_jobs=None,
         random_state=None,
     ):
@@ -240,6 +235,7 @@ class CommonLinesMaxCut(
         self.n_line_images = n_line_images
         self.n_init = n_init
         self.max_iter = max_iter
+        self.checkpoint_dir = checkpoint_dir
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -267,7 +263,8 @@ class CommonLinesMaxCut(
         ------
         ValueError
             If there are fewer than three images, or fewer than classes; if images are not square and finite; if
-            ``init="poses"`` and `X` carries none; if CTFs come without a pixel size; if `labels` do not fit.
+            ``init="poses"`` and `X` carries none; if CTFs come without a pixel size; if `labels` do not fit; if
+            `checkpoint_dir` holds another fit.
         """
         stack = validate_lazy(self, X, ensure_min_samples=3)
         n = len(stack)
@@ -280,14 +277,17 @@ class CommonLinesMaxCut(
             pass
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         padded = self._padded(stack).replace(ctf=ctf, rotations=stack.rotations, shifts=stack.shifts)
+        saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(padded, labels))
+        before = saved.load("start")
+        seed = seed if before is None else before[1]["seed"]  # of a fit without random_state, that of its first session
         with FitProgress(self, X, y, max_steps=None) as progress:
-            self._fit_stack(padded, labels, seed, progress)
+            self._fit_stack(padded, labels, seed, progress, saved)
         return self
 
-    def _fit_stack(self, stack, labels, seed, progress):
+    def _fit_stack(self, stack, labels, seed, progress, saved):
         with progress.step("common lines"):
             self.line_images_ = self._line_rows(len(stack), seed)
-            start = self._start(stack, labels)
+            start = self._start(stack, seed, saved)
         self.noise_spectrum_ = _spectrum(stack)
         images = FourierImages.from_stack(
             stack, self.noise_spectrum_, min(_MAX_RING, (stack.shape[1] - 1) // 2), ctf=stack.ctf,
@@ -296,9 +296,9 @@ class CommonLinesMaxCut(
         self._contrast_std = start.contrast_std
         self._search_shift = 0.0 if start.centred else max(self.max_shift, float(np.abs(start.shifts).max()))
         reason = (
-            self._fit_mixture(images, start, labels, seed, progress)
+            self._fit_mixture(images, start, labels, seed, progress, saved)
             if self.refine == "em"
-            else self._fit_cuts(stack, images, start, labels, seed, progress)
+            else self._fit_cuts(stack, images, start, labels, seed, progress, saved)
         )
         self._n_features_out = self.n_clusters
         with progress.step("cut"):
@@ -324,36 +324,22 @@ class CommonLinesMaxCut(
         random = np.random.RandomState(np.random.SeedSequence([seed, 0]).generate_state(4))
         return np.sort(random.choice(n, most, replace=False))
 
-    def _start(self, stack, labels):
-        n = len(stack)
-        if isinstance(self.init, str) and self.init == "lud":
-            rows = self.line_images_
-            self.common_lines_ = detect_common_lines(stack[rows].replace(rotations=None, shifts=None))
-            zeros = np.zeros((len(rows), 2))
-            rotations = self._lud(self.common_lines_) if self.refine == "em" else None
-            return _Poses(rotations, zeros, rows, handed_in=False, centred=self.max_shift == 0)
-        if isinstance(self.init, str):
-            if stack.rotations is None:
-                raise ValueError("init='poses' but X carries no rotations; give a ParticleStack with them")
-            rotations, shifts, contrast = stack.rotations, stack.shifts, None
-        else:
-            fitted = self.init
-            if len(getattr(fitted, "rotations_", ())) != n:
-                fitted = clone(self.init).fit(stack.replace(rotations=None, shifts=None))
-            rotations = getattr(fitted, "rotations_", None)
-            if rotations is None or len(rotations) != n:
-                found = "no rotations_" if rotations is None else f"rotations_ of {len(rotations)} images"
-                raise ValueError(f"init, {fitted!r}, has {found} after fit; rotations_ of the {n} images are wanted")
-            shifts, contrast = getattr(fitted, "shifts_", None), getattr(fitted, "contrast_", None)
-        centred = shifts is None and self.max_shift == 0
-        shifts = np.zeros((n, 2)) if shifts is None else np.asarray(shifts, dtype=np.float64)
+    def _start(self, stack, seed, saved):
+        start = StartPoses.load(saved)
+        by_lines = isinstance(self.init, str) and self.init == "lud"
+        if start is None and not by_lines:
+            start = StartPoses.given(self.init, stack, centred=self.max_shift == 0)
+            start.save(saved, seed)
+        rows = self.line_images_
         self.common_lines_ = detect_common_lines(
-            stack[self.line_images_].replace(rotations=None, shifts=shifts[self.line_images_])
+            stack[rows].replace(rotations=None, shifts=None if by_lines else start.shifts[rows]),
+            checkpoint_dir=saved.subfolder("common_lines"),
         )
-        return _Poses(
-            check_rotations(rotations, n), shifts, np.arange(n), handed_in=True, centred=centred,
-            contrast_std=None if contrast is None or np.ptp(contrast) == 0 else _CONTRAST_STD,
-        )
+        if start is None:
+            rotations = self._lud(self.common_lines_) if self.refine == "em" else None
+            start = StartPoses(rotations, np.zeros((len(rows), 2)), rows, False, centred=self.max_shift == 0)
+            start.save(saved, seed)
+        return start
 
     @staticmethod
     def _lud(common_lines):
@@ -365,7 +351,7 @@ class CommonLinesMaxCut(
             ).rotations
 
     # ------------------------------------------------------------------------------------------------- "em"
-    def _fit_mixture(self, images, start, labels, seed, progress):
+    def _fit_mixture(self, images, start, labels, seed, progress, saved):
         """Classes of volumes; returns what keeps them from being trusted, or None."""
         n, n_jobs = len(images), self._threads()
         half_sets = np.random.RandomState(np.random.SeedSequence([seed, 3]).generate_state(4)).permutation(
@@ -382,13 +368,21 @@ class CommonLinesMaxCut(
             refinement = consensus_poses(
                 images, start.rotations, start.shifts, start.rows, search=not start.handed_in,
                 max_shift=self._search_shift, mask_radius=radius, contrast_std=start.contrast_std, grid=self._grid(),
-                max_rounds=_MAX_ROUNDS, half_sets=half_sets, step=round_ended, n_jobs=n_jobs,
+                max_rounds=_MAX_ROUNDS, half_sets=half_sets, saved=saved, step=round_ended, n_jobs=n_jobs,
             )
         fit, contrast = refinement.fit, None if start.contrast_std is None else refinement.contrast
         data = (refinement.images, fit.rotations, fit.shifts, contrast)
         options = {"band": _BAND, "mask_radius": radius, "seed": seed, "n_jobs": n_jobs}
         with progress.step("halves"):
-            halves = classes_of_halves(*data, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, **options)
+            before = saved.load("halves")
+            if before is None:
+                halves = classes_of_halves(
+                    *data, self.n_clusters, n_init=self.n_init, max_iter=self.max_iter, **options
+                )
+                arrays = {"responsibilities": halves.responsibilities, "gains": halves.gains}
+                saved.save("halves", arrays, {"converged": halves.converged})
+            else:
+                halves = HalfClasses(**before[0], **before[1])
         starts = [halves.responsibilities]
         if labels is not None:
             starts.append(0.9 * np.eye(self.n_clusters)[labels] + 0.1 / self.n_clusters)
@@ -442,7 +436,7 @@ class CommonLinesMaxCut(
         )
 
     # ------------------------------------------------------------------------------------------------- cuts
-    def _fit_cuts(self, stack, images, start, labels, seed, progress):
+    def _fit_cuts(self, stack, images, start, labels, seed, progress, saved):
         """Classes of maximum cuts; returns what keeps them from being trusted, or None."""
         lines = None
         if self.refine == "likelihood":
@@ -456,7 +450,7 @@ class CommonLinesMaxCut(
 
             found = alternate(
                 self.common_lines_, self.n_clusters, lines=lines, labels=labels, rotations=start.rotations,
-                max_iter=self.max_iter, tol=1e-6, seed=seed, step=iteration_ended,
+                max_iter=self.max_iter, tol=1e-6, seed=seed, saved=saved, step=iteration_ended,
                 n_jobs=self._threads(),
             )
         shares = np.bincount(found.labels, minlength=self.n_clusters) / len(stack)
@@ -504,6 +498,19 @@ class CommonLinesMaxCut(
 
     def _mask_radius(self, L):
         return 0.42 * L if self.mask_radius == "auto" else float(self.mask_radius)
+
+    def _fingerprint(self, stack, labels):
+        """Of all that the result depends on; None where nothing is saved."""
+        if self.checkpoint_dir is None:
+            return None
+        params = self.get_params(deep=False)
+        if isinstance(self.random_state, np.random.RandomState):
+            params["random_state"] = "given"
+        for name in ("n_jobs", "checkpoint_dir"):
+            params.pop(name)
+        poses = [stack.rotations, stack.shifts] if self.init == "poses" else []
+        poses += [getattr(self.init, name, None) for name in ("rotations_", "shifts_", "contrast_")]
+        return fingerprint(params, stack, (stack.ctf, labels, *poses))
 
     def _optics(self, stack, ctf):
         pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)

@@ -17,7 +17,7 @@ _SETTLED = 1.0  # degrees by which the median view moves in a round
 
 def consensus_poses(
     images, rotations, shifts, rows=None, *, search, max_shift, mask_radius, contrast_std, grid, max_rounds, half_sets,
-    step=None, n_jobs=1,
+    saved, step=None, n_jobs=1,
 ):
     """Refine rotations of images against the volume that they make, and find those of the other images.
 
@@ -46,6 +46,8 @@ def consensus_poses(
         With a search, at most.
     half_sets : ndarray of shape (n,)
         0 or 1; tells how fine the volume is known.
+    saved : StageCheckpoints
+        Where rounds of the search are saved, and what comes of them; from there they go on.
     step : callable, default=None
         Called after each round; True ends.
     n_jobs : int, default=1
@@ -59,6 +61,7 @@ def consensus_poses(
     """
     rows = np.arange(len(images)) if rows is None else rows
     band = min(_FIRST_BAND, float(images.radii[-1]))
+    before, finished = saved.load("consensus_round"), saved.load("consensus")
     sums = FourierAccumulator(min(2 * (int(np.ceil(band)) + 2), images.L))
     add_images(sums, images.take(rows), rotations, shifts, band=band, n_jobs=n_jobs)
     volume = solve_volume(sums, signal_power(images), band, mask_radius * sums.L / images.L)
@@ -72,12 +75,17 @@ def consensus_poses(
         refinement.fit = refine_poses(
             images, VolumeProjector(volume), rotations, shifts, band=band, n_steps=0, n_jobs=n_jobs
         )
-    change = np.inf
-    for _ in range(max_rounds if search else 0):
+    if finished is not None:
+        refinement.restore(*finished)
+        return refinement
+    if before is not None:
+        refinement.restore(*before)
+    while search and refinement.round < max_rounds and not refinement.change < _SETTLED:
         _run_round(refinement, max_shift)
-        change = refinement.change
-        if change < _SETTLED or (step is not None and step()):
+        saved.save("consensus_round", *refinement.state())
+        if step is not None and step():
             break
+    change = refinement.change
     refinement.search_rounds, refinement.last_band = (), float(images.radii[-1])
     for _ in range(_ROUNDS):
         _run_round(refinement, max_shift)
@@ -89,6 +97,7 @@ def consensus_poses(
             refinement.images, VolumeProjector(refinement.volume), fit.rotations, fit.shifts, band=refinement.band,
             contrast_std=contrast_std, refine_shifts=False, n_jobs=n_jobs,
         )
+    saved.save("consensus", *refinement.state())
     return refinement
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ._atomic import atomic_path
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["StageCheckpoints", "load_checkpoint", "save_checkpoint"]
 
 _INFO = "__info__"
 
@@ -103,6 +103,46 @@ def load_checkpoint(directory, name):
     except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({error}); remove it to begin anew") from error
     return arrays, info
+
+
+class StageCheckpoints:
+    """Stages of one fit, saved in a folder, or nowhere.
+
+    Parameters
+    ----------
+    folder : str, path-like or None
+        None: nothing is saved, nothing found.
+    fingerprint : str or None
+        Of images and parameters: what is found must have it.
+    """
+
+    def __init__(self, folder, fingerprint):
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def subfolder(self, name):
+        """Folder for what saves itself, or None."""
+        return None if self.folder is None else os.path.join(self.folder, name)
+
+    def save(self, name, arrays, info):
+        """Save a stage, see :func:`save_checkpoint`."""
+        if self.folder is not None:
+            save_checkpoint(self.folder, name, arrays, {"fingerprint": self.fingerprint, **info})
+
+    def load(self, name):
+        """Load a stage, (arrays, info), or None if it is not there.
+
+        Raises
+        ------
+        ValueError
+            If it is one of another fit, or damaged.
+        """
+        saved = None if self.folder is None else load_checkpoint(self.folder, name)
+        if saved is not None and saved[1].pop("fingerprint", None) != self.fingerprint:
+            raise ValueError(
+                f"checkpoint_dir={str(self.folder)!r} holds a fit of other images or parameters; name another folder "
+                "or remove that one"
+            )
+        return saved
 
 
 def _plain(value):

@@ -2,6 +2,7 @@
 
 import warnings
 from numbers import Integral, Real
+from os import PathLike
 
 import joblib
 import numpy as np
@@ -27,14 +28,16 @@ from .._validation import (
 )
 from ..alignment import FourierImages, refine_poses
 from ..fourier import check_shifts
+from ..io._checkpoint import StageCheckpoints
 from ..metrics import common_line_detection_rate
 from ..particles import as_stack
 from ..preprocessing import Centerer, noise_spectrum
 from ..projection import VolumeProjector
 from ..reconstruction._ab_initio_refine import best_contrast, search_and_refine
+from ..reconstruction._half_sets import fingerprint
 from ..rotations import check_rotations, random_rotations
 from ._common_lines import CommonLines, detect_common_lines
-from ._lud_solver import line_residuals, solve_lud
+from ._lud_solver import LUDResult, line_residuals, solve_lud
 from ._lud_weights import equalized_weights
 from ._pose_refinement import PoseRefinement, moved_back
 
@@ -85,6 +88,9 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         Highest frequency used, in cycles per box.
     max_iter : int, default=200
         Steps at most, in each stage of :func:`solve_lud`.
+    checkpoint_dir : path, default=None
+        Folder where the fit saves its state: each block of common lines, the solution, each round of refinement. A fit
+        that was killed goes on from there to the same bits; files of other images or parameters are refused.
     n_jobs : int, default=None
         Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
     device : {"auto", "cpu", "cuda"}, default="auto"
@@ -179,6 +185,7 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "max_ring": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "checkpoint_dir": [str, PathLike, None],
         "n_jobs": [Integral, None],
         "device": [StrOptions(set(DEVICES))],
     }
@@ -195,6 +202,7 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         mask_radius="auto",
         max_ring=20,
         max_iter=200,
+        checkpoint_dir=None,
         n_jobs=None,
         device="auto",
     ):
@@ -207,6 +215,7 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         self.mask_radius = mask_radius
         self.max_ring = max_ring
         self.max_iter = max_iter
+        self.checkpoint_dir = checkpoint_dir
         self.n_jobs = n_jobs
         self.device = device
 
@@ -235,7 +244,8 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         ------
         ValueError
             If images are not square and finite, or fewer than three; if lines, CTFs, shifts or rotations are not those
-            of as many images; if images fall into groups without a common line between them.
+            of as many images; if images fall into groups without a common line between them; if `checkpoint_dir`
+            holds another fit.
         ImportError
             If ``device="cuda"`` and torch is not installed.
 
@@ -257,10 +267,11 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             known, rough, start = self._known(stack)
             images = self._fourier_images(stack, known, fitting=True)
             shifts = None if known is None and not rough.any() else rough + (0 if known is None else known)
+            saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(stack, known, start, common_lines))
             with progress.step("common lines"):
-                self.common_lines_ = self._detect(stack, shifts) if common_lines is None else common_lines
+                self.common_lines_ = common_lines or self._detect(stack, shifts, saved.subfolder("common_lines"))
             with progress.step("rotations"):
-                found = self._solve(start)
+                found = self._solve(start, saved)
             refinement = PoseRefinement(
                 images,
                 found.rotations,
@@ -270,25 +281,44 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 n_jobs=self._threads(),
                 device=device,
             )
+            before = saved.load("refinement")
+            if before is not None:
+                refinement.restore(*before)
             while self._refining(refinement) and not progress.stopped:
                 with progress.step("round"):
                     refinement.run_round()
+                saved.save("refinement", *refinement.state())
             self.rotations_ = refinement.fit.rotations
             self.shifts_ = refinement.fit.shifts + (0 if known is None else known)
             if common_lines is None and self.refine and self.max_shift > 0:
                 with progress.step("common lines"):
-                    self.common_lines_ = self._detect(stack, self.shifts_)
+                    self.common_lines_ = self._detect(stack, self.shifts_, saved.subfolder("common_lines_again"))
         self._finish(found, refinement, stopped=progress.stopped)
         return self
 
     def _refining(self, refinement):
         return self.refine is not None and refinement.round < _MAX_ROUNDS and not refinement.settled
 
-    def _solve(self, start):
+    def _solve(self, start, saved):
+        found = self._saved_solution(saved)
+        if found is None:
+            found = self._solution(start)
+            arrays = {"rotations": found.rotations, "residuals": found.residuals}
+            names = ("objective", "objective_path", "n_iter", "converged")
+            saved.save("rotations", arrays, {name: getattr(found, name) for name in names})
+        self.objective_, self.n_iter_ = found.objective, found.n_iter
+        return found
+
+    @staticmethod
+    def _saved_solution(saved):
+        before = saved.load("rotations")
+        return None if before is None else LUDResult(**before[0], **before[1])
+
+    def _solution(self, start):
         lines = self.common_lines_
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # said in the end, together with what else went wrong
-            found = solve_lud(
+            return solve_lud(
                 lines.angles,
                 weights=self._weights(),
                 checked=lines.checked,
@@ -296,8 +326,6 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 init=start,
                 max_iter=self.max_iter,
             )
-        self.objective_, self.n_iter_ = found.objective, found.n_iter
-        return found
 
     def _weights(self):
         lines = self.common_lines_
@@ -369,10 +397,25 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             rough = Centerer(max_shift=int(np.ceil(self.max_shift))).fit(padded).estimate_shifts(padded)
         return shifts, rough, start
 
-    def _detect(self, stack, shifts):
+    def _detect(self, stack, shifts, folder):
         return detect_common_lines(
-            _padded(stack), score=self.metric, shifts=shifts, device=self.device, n_jobs=self._threads()
+            _padded(stack),
+            score=self.metric,
+            shifts=shifts,
+            checkpoint_dir=folder,
+            device=self.device,
+            n_jobs=self._threads(),
         )
+
+    def _fingerprint(self, stack, shifts, start, lines):
+        """Of all that the result depends on; None where nothing is saved."""
+        if self.checkpoint_dir is None:
+            return None
+        params = self.get_params(deep=False)
+        for name in ("init", "n_jobs", "device", "checkpoint_dir"):
+            params.pop(name)
+        given = () if lines is None else (lines.angles, lines.confidences, lines.checked)
+        return fingerprint(params, stack, (stack.ctf, shifts, start, *given))
 
     def _optics(self, stack, ctf):
         pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)

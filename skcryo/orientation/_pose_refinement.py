@@ -24,6 +24,8 @@ _FAR, _FEW = 20.0, 0.005  # degrees, and the share of images found farther away 
 # Of the noise's power, in rings where no signal is seen: many such rings tell of poses all the same.
 _LEAST_POWER = 0.01
 _CONTRAST_STD = 0.2
+_FIT = ("rotations", "shifts", "error", "cross", "power")
+_COUNTERS = ("round", "change", "_first_change", "_next_search")
 _SETTLED = 0.1  # of what poses moved in the first round
 
 
@@ -144,6 +146,21 @@ class PoseRefinement:
             self._first_change = self.change
         self.round += 1
 
+    def state(self):
+        """(arrays, info) from which :meth:`restore` goes on."""
+        arrays = {name: getattr(self.fit, name) for name in _FIT}
+        arrays |= {"contrast": self.contrast, "noise": self.noise}
+        return arrays, {name: getattr(self, name) for name in _COUNTERS}
+
+    def restore(self, arrays, info):
+        """Go on from a :meth:`state`, of the same images."""
+        self.fit = PoseFit(*(arrays[name] for name in _FIT))
+        self.contrast, self.noise = arrays["contrast"], arrays["noise"]
+        for name in _COUNTERS:
+            setattr(self, name, info[name])
+        if (self.noise != 1).any():
+            self._apply_noise()
+
     def solve(self, band):
         """Make the volume of all images at their present poses.
 
@@ -187,5 +204,8 @@ class PoseRefinement:
         known = int(band)
         beyond = np.minimum(rest, rest[max(1, known - 3) : known + 1].mean())
         self.noise = np.where(np.arange(len(rest)) <= known, rest, beyond)
+        self._apply_noise()
+
+    def _apply_noise(self):
         self.images = self._given.rescaled((1 / np.sqrt(self.noise))[self._given.rings])
         self.power = signal_power(self.images, _LEAST_POWER)
