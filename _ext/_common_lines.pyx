@@ -127,7 +127,8 @@ def detect(Lines rows, Lines columns, int n_lines, float[:, :, ::1] result, *, b
     if result.shape[0] != 4 or result.shape[1] != n or result.shape[2] != n_columns or (same and n != n_columns):
         raise ValueError("a result of the wrong shape")
     with nogil, parallel(num_threads=n_threads):
-        work = <float *> malloc(n_lines * (2 * plan.n_padded + 4 * plan.n_coordinates) * sizeof(float))
+        work = <float *> malloc(
+            n_lines * (2 * plan.n_padded + plan.n_padded // CL_LANES + 4 * plan.n_coordinates) * sizeof(float))
         found = <cl_found *> malloc(sizeof(cl_found))
         for i in prange(n, schedule="dynamic"):
             first = i + 1 if same else 0

@@ -17,8 +17,9 @@ enum { WIDTH = 4, ROWS = 4 };
 #endif
 /* logarithm of a likelihood ratio, from the highest on, that counts for nothing; a slope's product beyond which single
    precision would end */
-#define NEGLIGIBLE (-16.f)
+#define NEGLIGIBLE (-10.f)
 #define STEEPEST 25.f
+enum { TOGETHER = 4 }; /* groups of lines whose slopes are multiplied at a time */
 enum { PARTS = CL_LANES / WIDTH };
 typedef float vf __attribute__((vector_size(4 * WIDTH)));
 typedef int vi __attribute__((vector_size(4 * WIDTH)));
@@ -129,95 +130,138 @@ INLINE void products(int n_padded, int m, const float *packed, const float *colu
 }
 
 /* scores of all lines of one image with all of another: even + odd in the first half of the table, even - odd in the
-   second, each (n_lines, n_padded) */
-INLINE void fill_scores(const cl_plan *p, const float *packed, const float *columns, const float *penalty,
-                        const float *column_penalty, float *table)
+   second, each (n_lines, n_padded); returns the largest */
+INLINE float fill_scores(const cl_plan *p, const float *packed, const float *columns, const float *penalty,
+                         const float *column_penalty, float *table)
 {
     const int n_padded = p->n_padded, half = p->n_lines * n_padded;
-    vf even[ROWS], odd[ROWS];
+    vf even[ROWS], odd[ROWS], highest[2] = {splat(-1e30f), splat(-1e30f)};
     for (int c = 0; c < n_padded; c += WIDTH) {
         const vf own = load(column_penalty + c);
         for (int r = 0; r < p->n_lines; r += ROWS) {
             products(n_padded, p->n_coordinates, packed + r * 2 * p->n_coordinates, columns + c, even, odd);
             UNROLL for (int q = 0; q < ROWS; q++) {
-                const vf both = even[q] - (own + penalty[r + q]);
-                store(table + (r + q) * n_padded + c, both + odd[q]);
-                store(table + half + (r + q) * n_padded + c, both - odd[q]);
+                const vf both = even[q] - (own + penalty[r + q]), as_they_are = both + odd[q], turned = both - odd[q];
+                highest[0] = larger(as_they_are, highest[0]);
+                highest[1] = larger(turned, highest[1]);
+                store(table + (r + q) * n_padded + c, as_they_are);
+                store(table + half + (r + q) * n_padded + c, turned);
             }
         }
     }
+    return largest(larger(highest[0], highest[1]));
 }
 
-/* whether any of the CL_LANES scores of which these are a part counts; the same answer whatever the width */
-INLINE int counts(const float *scores, float highest)
+/* Where any of CL_LANES scores, or of those of the turned lines, counts: such groups are listed, others become 0.
+   Without branches: whether one counts is next to chance where there is much noise. Returns their number. */
+INLINE int list_groups(const cl_plan *p, float highest, float *table, int *groups)
 {
-    int any = 0;
-    for (int k = 0; k < PARTS; k++) any |= any_larger(load(scores + k * WIDTH), splat(highest + NEGLIGIBLE));
-    return any;
+    const int half = p->n_lines * p->n_padded;
+    const vf least = splat(highest + NEGLIGIBLE);
+    int n = 0;
+    for (int c = 0; c < p->n_padded; c += CL_LANES)
+        for (int at = c; at < half; at += p->n_padded) {
+            int any = 0;
+            for (int k = 0; k < PARTS; k++) {
+                const float *scores = table + at + k * WIDTH;
+                any |= any_larger(larger(load(scores), load(scores + half)), least);
+            }
+            groups[n] = at;
+            any = any != 0;
+            n += any;
+            const vi mask = (vi){0} - any;
+            for (int k = 0; k < 2 * PARTS; k++) {
+                float *scores = table + at + k / 2 * WIDTH + (k % 2) * half;
+                store(scores, (vf)((vi)load(scores) & mask));
+            }
+        }
+    return n;
 }
 
-/* scores of the table become likelihood ratios over the highest; returns their sum */
-INLINE float fill_ratios(const cl_plan *p, float highest, float *table)
+/* the listed scores become likelihood ratios over the highest; returns their sum */
+INLINE float fill_ratios(const cl_plan *p, float highest, const int *groups, int n_groups, float *table)
 {
-    const int size = 2 * p->n_lines * p->n_padded;
+    const int half = p->n_lines * p->n_padded;
     vf all[PARTS] = {{0}};
-    for (int at = 0; at < size; at += CL_LANES) {
-        const int any = counts(table + at, highest);
-        for (int k = 0; k < PARTS; k++) {
-            float *scores = table + at + k * WIDTH;
-            vf ratio = {0};
-            if (any) ratio = exponential(larger(load(scores) - highest, splat(NEGLIGIBLE)));
-            all[k] += ratio;
+    for (int g = 0; g < n_groups; g++)
+        for (int k = 0; k < 2 * PARTS; k++) {
+            float *scores = table + groups[g] + k / 2 * WIDTH + (k % 2) * half;
+            const vf ratio = exponential(larger(load(scores) - highest, splat(NEGLIGIBLE)));
+            all[k / 2] += ratio;
             store(scores, ratio);
         }
-    }
     return total(all);
 }
 
 /* The same with the likelihood of the slopes: z = even +- odd, averaged over cosines c between the planes, is
    sum exp(-c^2 penalty) cosh(c z). Of the two cosines one is three times the other; the smaller one's penalty is in the
    scores, `weights` are what remains of the larger one's. */
-INLINE float fill_ratios_with_slopes(const cl_plan *p, float highest, const float *packed, const float *columns,
-                                     const float *weights, const float *column_weights, float *table)
+INLINE float fill_ratios_with_slopes(const cl_plan *p, float highest, const int *groups, int n_groups, const float *packed,
+                                     const float *columns, const float *weights, const float *column_weights, float *table)
 {
-    const int n_padded = p->n_padded, half = p->n_lines * n_padded;
-    vf even[ROWS] = {{0}}, odd[ROWS] = {{0}}, all[2][PARTS] = {{{0}}};
-    for (int c = 0; c < n_padded; c += CL_LANES)
-        for (int r = 0; r < p->n_lines; r += ROWS) {
-            int any[2][ROWS], some = 0;
-            for (int sign = 0; sign < 2; sign++)
-                for (int q = 0; q < ROWS; q++)
-                    some |= any[sign][q] = counts(table + sign * half + (r + q) * n_padded + c, highest);
-            for (int k = 0; k < PARTS; k++) {
-                const int at = c + k * WIDTH;
-                const vf own = load(column_weights + at);
-                if (some) products(n_padded, p->n_coordinates, packed + r * 2 * p->n_coordinates, columns + at, even, odd);
-                for (int sign = 0; sign < 2; sign++)
-                    UNROLL for (int q = 0; q < ROWS; q++) {
-                        float *scores = table + sign * half + (r + q) * n_padded + at;
-                        vf ratio = {0};
-                        if (any[sign][q]) {
-                            const vf z = sign ? even[q] - odd[q] : even[q] + odd[q];
-                            const vf cosine = twice_cosine(larger(smaller(z, splat(STEEPEST)), splat(-STEEPEST)));
-                            ratio = exponential(larger(load(scores) - highest, splat(NEGLIGIBLE))) * cosine;
-                            ratio *= 1.f + own * weights[r + q] * (cosine * cosine - 3.f);
-                        }
-                        all[sign][k] += ratio;
-                        store(scores, ratio);
-                    }
+    const int n_padded = p->n_padded, half = p->n_lines * n_padded, m = p->n_coordinates;
+    vf all[PARTS] = {{0}};
+    for (int g = 0, n; g < n_groups; g += n) {
+        /* those of the same columns together, as many as fit; the last one stands for those that are missing */
+        const int column = groups[g] % n_padded;
+        int row[TOGETHER];
+        for (n = 1; n < TOGETHER && g + n < n_groups && groups[g + n] % n_padded == column; n++) ;
+        for (int q = 0; q < TOGETHER; q++) row[q] = groups[g + (q < n ? q : n - 1)] / n_padded;
+        const float *slopes[TOGETHER];
+        for (int q = 0; q < TOGETHER; q++) slopes[q] = packed + row[q] / ROWS * ROWS * 2 * m + row[q] % ROWS;
+        for (int k = 0; k < PARTS; k++) {
+            const int at = column + k * WIDTH;
+            vf even[TOGETHER] = {{0}}, odd[TOGETHER] = {{0}};
+            for (int c = 0; c < m; c++) {
+                const vf e = load(columns + c * n_padded + at), o = load(columns + (m + c) * n_padded + at);
+                UNROLL for (int q = 0; q < TOGETHER; q++) {
+                    even[q] += e * slopes[q][2 * c * ROWS];
+                    odd[q] += o * slopes[q][(2 * c + 1) * ROWS];
+                }
+            }
+            const vf column_weight = load(column_weights + at);
+            for (int q = 0; q < n; q++) {
+                const vf weight = column_weight * weights[row[q]];
+                UNROLL for (int sign = 0; sign < 2; sign++) {
+                    float *scores = table + sign * half + row[q] * n_padded + at;
+                    const vf z = sign ? even[q] - odd[q] : even[q] + odd[q];
+                    const vf cosine = twice_cosine(larger(smaller(z, splat(STEEPEST)), splat(-STEEPEST)));
+                    vf ratio = exponential(larger(load(scores) - highest, splat(NEGLIGIBLE))) * cosine;
+                    ratio *= 1.f + weight * (cosine * cosine - 3.f);
+                    all[k] += ratio;
+                    store(scores, ratio);
+                }
             }
         }
-    return total(all[0]) + total(all[1]);
+    }
+    return total(all);
 }
 
-/* n is a multiple of 2 CL_LINES CL_LANES: four at a time, for one waits for another */
-INLINE float largest_of(const float *x, int n)
+/* the largest ratio of the listed groups */
+INLINE float largest_of(const cl_plan *p, const int *groups, int n_groups, const float *table)
 {
-    vf best[4];
-    UNROLL for (int k = 0; k < 4; k++) best[k] = load(x + k * WIDTH);
-    for (int at = 4 * WIDTH; at < n; at += 4 * WIDTH)
-        UNROLL for (int k = 0; k < 4; k++) best[k] = larger(load(x + at + k * WIDTH), best[k]);
-    return largest(larger(larger(best[0], best[1]), larger(best[2], best[3])));
+    const int half = p->n_lines * p->n_padded;
+    vf best[2 * PARTS] = {{0}};
+    for (int g = 0; g < n_groups; g++)
+        for (int k = 0; k < 2 * PARTS; k++)
+            best[k] = larger(load(table + groups[g] + k / 2 * WIDTH + (k % 2) * half), best[k]);
+    for (int k = 1; k < 2 * PARTS; k++) best[0] = larger(best[k], best[0]);
+    return largest(best[0]);
+}
+
+/* the first of equals */
+INLINE int place_in_groups(const cl_plan *p, const int *groups, int n_groups, const float *table, float value)
+{
+    const int half = p->n_lines * p->n_padded;
+    const vf wanted = splat(value);
+    for (int g = 0; g < n_groups; g++)
+        for (int k = 0; k < 2 * PARTS; k++) {
+            const int at = groups[g] + (k % PARTS) * WIDTH + k / PARTS * half;
+            int lanes = equal_lanes(load(table + at), wanted);
+            for (int lane = 0; lanes; lane++, lanes >>= 1)
+                if (lanes & 1) return at + lane;
+        }
+    return 0;
 }
 
 /* the first of equals */
@@ -277,14 +321,22 @@ INLINE window_sums sum_window(const cl_plan *p, const float *table, int row, int
     square s;
     float mass = 0, by_row = 0, by_column = 0, squares = 0;
     square_around(p, row, column, &s);
-    for (int a = 0; a < s.size; a++)
+    for (int a = 0; a < s.size; a++) {
+        const float *own[2] = {table + s.rows.at[a] + s.rows.turned[a] * s.half,
+                               table + s.rows.at[a] + !s.rows.turned[a] * s.half};
+        float sum = 0, first = 0, second = 0;
         for (int b = 0; b < s.size; b++) {
-            const float value = table[cell(&s, a, b)], dr = a - p->window, dc = b - p->window;
-            mass += value;
-            by_row += value * dr;
-            by_column += value * dc;
-            squares += value * (dr * dr + dc * dc);
+            const float value = own[s.columns.turned[b]][s.columns.at[b]], dc = b - p->window;
+            sum += value;
+            first += value * dc;
+            second += value * (dc * dc);
         }
+        const float dr = a - p->window;
+        mass += sum;
+        by_row += sum * dr;
+        by_column += first;
+        squares += second + sum * (dr * dr);
+    }
     by_row /= mass;
     by_column /= mass;
     return (window_sums){mass, row + by_row, column + by_column, squares / mass - by_row * by_row - by_column * by_column};
@@ -325,17 +377,23 @@ INLINE float fine_score(const cl_plan *p, const cl_lines *rows, long i, const cl
 static void climb(const cl_plan *p, const cl_lines *rows, long i, const cl_lines *columns, long j, int row, int column,
                   float *fine_row, float *fine_column)
 {
-    float s[3][3] = {{0}};
+    float s[3][3] = {{0}}, before[3][3];
+    int moved_row = 3, moved_column = 3; /* nothing is known yet */
     for (int move = 0; move < 4 * p->n_fine; move++) {
         int best_row = 0, best_column = 0;
-        for (int a = -1; a <= 1; a++)
-            for (int b = -1; b <= 1; b++) s[a + 1][b + 1] = fine_score(p, rows, i, columns, j, row + a, column + b);
+        memcpy(before, s, sizeof s);
+        for (int a = 0; a < 3; a++)
+            for (int b = 0; b < 3; b++) {
+                const int c = a + moved_row, d = b + moved_column;
+                s[a][b] = c >= 0 && c < 3 && d >= 0 && d < 3
+                    ? before[c][d] : fine_score(p, rows, i, columns, j, row + a - 1, column + b - 1);
+            }
         for (int a = -1; a <= 1; a++)
             for (int b = -1; b <= 1; b++)
                 if (s[a + 1][b + 1] > s[best_row + 1][best_column + 1]) { best_row = a; best_column = b; }
         if (best_row == 0 && best_column == 0) break;
-        row += best_row;
-        column += best_column;
+        row += moved_row = best_row;
+        column += moved_column = best_column;
     }
     *fine_row = row;
     *fine_column = column;
@@ -354,8 +412,8 @@ static void detect_pair(const cl_plan *p, const cl_lines *rows, long i, const fl
     const int n = p->n_lines, np = p->n_padded, m = p->n_coordinates, half = n * np;
     const float *y = columns->columns + j * 4 * m * np;
     float *score = work;
-    fill_scores(p, packed, y, rows->penalty + i * np, columns->penalty + j * np, score);
-    const float highest = largest_of(score, 2 * half);
+    int *groups = (int *)(work + 2 * half);
+    const float highest = fill_scores(p, packed, y, rows->penalty + i * np, columns->penalty + j * np, score);
     float fine_row, fine_column;
     if (p->peak) {
         int place = place_of(score, 2 * half, highest), row = place % half / np, column = place % np + (place >= half) * n;
@@ -365,13 +423,15 @@ static void detect_pair(const cl_plan *p, const cl_lines *rows, long i, const fl
         found->log_best[at] = found->log_all[at] = highest;
         return;
     }
-    const float all = p->slopes ? fill_ratios_with_slopes(p, highest, packed + 2 * m * n, y + 2 * m * np,
-                                                          rows->weights + i * np, columns->weights + j * np, score)
-                                : fill_ratios(p, highest, score);
+    const int n_groups = list_groups(p, highest, score, groups);
+    const float all = p->slopes ? fill_ratios_with_slopes(p, highest, groups, n_groups, packed + 2 * m * n,
+                                                          y + 2 * m * np, rows->weights + i * np,
+                                                          columns->weights + j * np, score)
+                                : fill_ratios(p, highest, groups, n_groups, score);
     window_sums best = {0};
     for (int candidate = 0; candidate < p->n_candidates; candidate++) {
-        const float most = largest_of(score, 2 * half);
-        const int place = place_of(score, 2 * half, most);
+        const float most = largest_of(p, groups, n_groups, score);
+        const int place = place_in_groups(p, groups, n_groups, score, most);
         if (most * (2 * p->window + 1) * (2 * p->window + 1) < best.mass) break;
         window_sums sums = sum_window(p, score, place % half / np, place % np + (place >= half) * n);
         const int row = (int)rintf(sums.row), column = (int)rintf(sums.column);
@@ -396,7 +456,7 @@ void NAME(CL_ISA)(const cl_plan *p, const cl_lines *rows, long i, const cl_lines
 {
     const int size = 2 * p->n_coordinates;
     const float *own = rows->columns + i * 2 * size * p->n_padded;
-    float *packed = work + 2 * p->n_lines * p->n_padded;
+    float *packed = work + 2 * p->n_lines * p->n_padded + p->n_lines * p->n_padded / CL_LANES;
     pack(p, own, packed);
     pack(p, own + size * p->n_padded, packed + size * p->n_lines);
     for (long j = first; j < last; j++) detect_pair(p, rows, i, packed, columns, j, found, j - first, work);

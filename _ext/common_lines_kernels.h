@@ -26,7 +26,8 @@ typedef struct {
     float *row_angle, *column_angle, *log_best, *log_all;
 } cl_found;
 
-/* image i of rows with images first..last of columns; work: n_lines (2 n_padded + 4 n_coordinates) floats */
+/* image i of rows with images first..last of columns; work: n_lines (2 n_padded + n_padded / CL_LANES + 4 n_coordinates)
+   floats */
 typedef void (*cl_detect)(const cl_plan *, const cl_lines *rows, long i, const cl_lines *columns, long first, long last,
                           const cl_found *, float *work);
 

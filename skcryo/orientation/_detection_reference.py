@@ -9,8 +9,8 @@ from ._radial_lines import FINE
 __all__ = ["NEGLIGIBLE", "STEEPEST", "reference_line", "reference_ratios"]
 
 # A likelihood ratio whose logarithm lies so far below the highest score counts for nothing, unless one of its
-# neighbours in a group of lines does; a slope's product beyond which single precision would end.
-NEGLIGIBLE, STEEPEST = -16.0, 25.0
+# neighbours in a group of lines does, as they are or turned; a slope's product beyond which single precision would end.
+NEGLIGIBLE, STEEPEST = -10.0, 25.0
 
 
 def reference_ratios(lines, i, j, shift=0.0):
@@ -53,8 +53,7 @@ def reference_ratios(lines, i, j, shift=0.0):
     ratios = np.exp(np.maximum(scores - highest, NEGLIGIBLE)) * cosh * larger
     for start in range(0, lines.n_lines, _kernels.LANES):
         group = slice(start, start + _kernels.LANES)
-        some = (scores[:, :, group] > highest + NEGLIGIBLE).any(axis=2)
-        ratios[:, :, group] *= some[:, :, None]
+        ratios[:, :, group] *= (scores[:, :, group] > highest + NEGLIGIBLE).any(axis=(0, 2))[:, None]
     return ratios, highest
 
 

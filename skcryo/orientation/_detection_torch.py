@@ -75,13 +75,13 @@ class TorchPairSearch(PairSearch):
         """See :func:`reference_ratios`."""
         n, lanes = self.lines.n_lines, _kernels.LANES
         padded = self.torch.nn.functional.pad(scores.reshape(-1, n), (0, -n % lanes), value=-self.torch.inf)
-        some = (padded.reshape(len(padded), -1, lanes) > NEGLIGIBLE).any(dim=2)
-        some = some.repeat_interleave(lanes, dim=1)[:, :n]
+        some = (padded.reshape(len(scores), 2, n, -1, lanes) > NEGLIGIBLE).any(dim=4).any(dim=1, keepdim=True)
+        some = some.repeat_interleave(lanes, dim=3)[..., :n]
         cosh = _products(self.torch, first.slopes, second.slopes)
         cosh = 2 * self.torch.cosh(cosh.clamp_(-STEEPEST, STEEPEST))
         ratios = scores.clamp(min=NEGLIGIBLE).exp_().reshape(cosh.shape) * cosh
         ratios *= 1 + first.weights[:, None, None, :, None] * second.weights[None, :, None, None, :] * (cosh**2 - 3)
-        return (ratios.reshape(some.shape) * some).reshape(len(scores), -1)
+        return (ratios.reshape(-1, 2, n, n) * some).reshape(len(scores), -1)
 
     def _best_window(self, ratios):
         """Window of the largest sum around the largest ratios: its centre of mass, sum, and variance."""
