@@ -16,7 +16,7 @@ import skcryo
 from skcryo.cluster import RotInvWassersteinKMeans
 from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut
-from skcryo.orientation import LUDRotations
+from skcryo.orientation import LUDRotations, VectorDiffusionMaps
 from skcryo.preprocessing import (
     Centerer,
     CircularMask,
@@ -93,6 +93,7 @@ def public_estimators():
         ),
         Case(LUDRotations(n_jobs=1), order_matters=True, grid={"alpha": [2 / 3, 1.0]}),
         Case(LUDRotations(refine=None, n_jobs=1), variant=True, order_matters=True, grid={"metric": ["correlation"]}),
+        Case(VectorDiffusionMaps(n_jobs=1), order_matters=True, grid={"n_frequencies": [1, 3]}),
         Case(
             CommonLinesMaxCut(2, angular_step=30, n_init=1, max_iter=4, n_jobs=1, random_state=0),
             order_matters=True,

@@ -19,6 +19,7 @@ from .._validation import (
     validate_lazy,
 )
 from ..ctf import apply_ctf, evaluate_ctf_polar
+from ..fourier import shift_images
 from ._disc_basis import disc_basis
 from ._steerable_covariance import SteerableMoments, solve_covariance
 
@@ -128,7 +129,7 @@ class SteerablePCA(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerM
         Parameters
         ----------
         X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
-            Centred images; read in chunks.
+            Images; read in chunks. Shifts that it carries are undone; images without are taken to be centred.
         y : None
             Ignored.
         ctf : structured array of shape (n_images,), default=None
@@ -211,6 +212,8 @@ class SteerablePCA(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerM
         azimuths = np.pi * np.arange(_N_AZIMUTHS) / _N_AZIMUTHS
         for where, images in iter_finite_chunks(stack, dtype=np.float32):
             squares = None
+            if stack.shifts is not None:
+                images = shift_images(images, -stack.shifts[where])
             if ctf is not None:
                 images = apply_ctf(images, ctf[where], pixel_size)
                 values = evaluate_ctf_polar(ctf[where], basis.ring_radii, azimuths, pixel_size)

@@ -7,6 +7,7 @@ from ._lud_convex import ConvexLUDResult, solve_lud_convex
 from ._lud_solver import LUDResult, solve_lud
 from ._lud_weights import equalized_weights
 from ._radial_lines import RadialLines
+from ._vector_diffusion_maps import VectorDiffusionMaps
 
 __all__ = [
     "CommonLines",
@@ -14,6 +15,7 @@ __all__ = [
     "LUDResult",
     "LUDRotations",
     "RadialLines",
+    "VectorDiffusionMaps",
     "detect_common_lines",
     "equalized_weights",
     "shifts_from_common_lines",
