@@ -13,7 +13,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 import skcryo
-from skcryo.cluster import RotInvWassersteinKMeans
+from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans
 from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut
 from skcryo.orientation import LUDRotations, VectorDiffusionMaps
@@ -72,6 +72,7 @@ def public_estimators():
         Case(Centerer()),
         Case(Flattener()),
         Case(SteerablePCA()),
+        Case(NearestNeighborAverages(n_jobs=1)),
         # Rows carry no poses, which is an error by default: the checks run with the other choice.
         Case(
             FourierReconstructor(missing_poses="identity", random_state=0),

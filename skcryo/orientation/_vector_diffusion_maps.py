@@ -43,9 +43,9 @@ class VectorDiffusionMaps(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     Parameters
     ----------
     n_frequencies : int, default=5
-        1: the poses that neighbours by likeness give (VDM). More: neighbours are first found anew by what is alike
-        at all of 1, ..., `n_frequencies` (MFVDM); then those by likeness that disagree with the poses of these by
-        more than 40 degrees are left out.
+        1: the poses that neighbours by likeness give (VDM). More: neighbours are also found by what is alike at all of
+        1, ..., `n_frequencies` (MFVDM), and neighbours by likeness that disagree with the poses of these by more than
+        40 degrees are left out, if that makes the three eigenvectors stand out more.
     n_neighbors : int or "auto", default="auto"
         Neighbours of each image. "auto": ``0.45 sqrt(n_images)``, 5 at least. With too many, poses collapse at low
         signal.
@@ -165,14 +165,11 @@ class VectorDiffusionMaps(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                     self.coefficients_, self.coefficients_, k, exclude_self=True, n_jobs=self.n_jobs
                 )
             with progress.step("rotations"):
-                self.weights_ = np.ones((n, k))
+                self._solve(np.ones((n, k)))
                 if self.n_frequencies > 1:
                     denoised = poses_from_eigenvectors(self._denoised_spectrum(k)[1])
-                    self.weights_ = (self._deviations(denoised) < _OUTLIER).astype(float)
-                self.eigenvalues_, vectors = connection_spectrum(self.neighbors_, 1, 4, self.weights_)
-                self.rotations_ = poses_from_eigenvectors(vectors)
+                    self._solve((self._deviations(denoised) < _OUTLIER).astype(float))
         self.deviations_ = np.degrees(np.median(self._deviations(self.rotations_), axis=1))
-        self.spectral_gap_ = float((1 - self.eigenvalues_[3]) / max(1 - self.eigenvalues_[2], 1e-12))
         self.converged_ = self.spectral_gap_ >= _SMALLEST_GAP
         if not self.converged_:
             warnings.warn(
@@ -183,6 +180,14 @@ class VectorDiffusionMaps(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 stacklevel=3,
             )
         return self
+
+    def _solve(self, weights):
+        """Poses by these weights of neighbours, unless those that are there have the larger gap."""
+        values, vectors = connection_spectrum(self.neighbors_, 1, 4, weights)
+        gap = float((1 - values[3]) / max(1 - values[2], 1e-12))
+        if weights.all() or gap > self.spectral_gap_:
+            self.weights_, self.eigenvalues_, self.spectral_gap_ = weights, values, gap
+            self.rotations_ = poses_from_eigenvectors(vectors)
 
     def _denoised_spectrum(self, k):
         features = multi_frequency_features(self.neighbors_, self.n_frequencies, _N_SPACES)
