@@ -156,7 +156,7 @@ class DiscBasis:
         return P.T @ (values[:, None] * P)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def disc_basis(L, max_frequency, max_angular_frequency=None):
     """A :class:`DiscBasis`, made once for the same parameters."""
     return DiscBasis(L, max_frequency, max_angular_frequency)
