@@ -13,7 +13,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 import skcryo
-from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans
+from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans, SMLClustering
 from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut
 from skcryo.orientation import LUDRotations, VectorDiffusionMaps
@@ -109,6 +109,12 @@ def public_estimators():
             RotInvWassersteinKMeans(2, metric="w1", n_angles=16, random_state=0),
             variant=True,
             order_matters=True,
+            grid={"n_clusters": [1, 2]},
+        ),
+        Case(SMLClustering(2, random_state=0), grid={"n_clusters": [1, 2]}),
+        Case(
+            SMLClustering(2, manifold="flat", latent_dim=1, n_components=None, random_state=0),
+            variant=True,
             grid={"n_clusters": [1, 2]},
         ),
     ]

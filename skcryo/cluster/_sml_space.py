@@ -1,0 +1,160 @@
+"""What images say before they are classified: mean, noise by Fourier ring, and the components that stand out of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+from ._sml_data import ring_sums
+
+__all__ = ["SignalSpace", "find_signal_space"]
+
+_RIDGE = 1e-3  # of the mean CTF^2, against its zeros
+_DENSE = 600  # coordinates up to which all eigenvectors are computed
+_NOISE_ROUNDS = 2
+_LEAST_NOISE = 1e-3  # of all power: images without noise must not divide by zero
+
+
+@dataclass
+class SignalSpace:
+    """Mean, noise and components of CTF-free images, in coordinates.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n_coordinates,)
+    noise : ndarray of shape (n_coordinates,)
+        Variance of the noise.
+    components : ndarray of shape (n_coordinates, n_components)
+        Orthonormal, of coordinates divided by the noise's standard deviation.
+    variances : ndarray of shape (n_components,)
+        Of the images along the components, in units of the noise, descending.
+    ring_variances : ndarray of shape (n_rings,)
+        Mean variance of the images in a coordinate of each ring, in units of the noise.
+    """
+
+    mean: np.ndarray
+    noise: np.ndarray
+    components: np.ndarray
+    variances: np.ndarray
+    ring_variances: np.ndarray
+
+
+def find_signal_space(data, n_components):
+    """Principal components of CTF-free, noise-free images, and the noise, from two passes over the images.
+
+    The covariance is that which best predicts the second moments of the images through their CTFs: with c the CTF
+    and y an image minus c times the mean, ``sum (c y)(c y)^T - sigma^2 diag(sum c^2)`` divided, element by element, by
+    ``sum c^2 c^2T``. Noise by ring is what the components leave of the images' power; both are found in turn.
+
+    Parameters
+    ----------
+    data : ParticleCoordinates
+    n_components : int
+        At most.
+
+    Returns
+    -------
+    SignalSpace
+
+    Raises
+    ------
+    ValueError
+        If the images are all alike.
+
+    Notes
+    -----
+    Variances of a covariance from finitely many images are too large by what noise adds; this is taken off as for
+    spiked covariances in white noise (Baik, Silverstein 2006), with CTFs as if noise were as much stronger as the mean
+    CTF^2 is below one. What lies within noise keeps a quarter of the least variance that would stand out.
+    """
+    coordinates, total = data.coordinates, data.weights.sum()
+    filtered, squares, power = _first_moments(data)
+    spread = squares[coordinates.groups]
+    mean = filtered / (spread + _RIDGE * spread.mean())
+    power = power - ring_sums(mean * (2 * filtered - mean * spread), coordinates)
+    if power.sum() <= 0 or not power.sum() > 1e-12 * (mean**2).sum():
+        raise ValueError("the images are all alike: there is nothing to classify")
+    power = np.maximum(power, 1e-6 * power.max())
+    moments, overlap = _second_moments(data, mean)
+    overlap += _RIDGE * np.diag(overlap).mean()
+    noise = power / (total * coordinates.ring_sizes)
+    shrunk = None
+    for _ in range(_NOISE_ROUNDS):
+        sigma = np.sqrt(noise)[coordinates.rings]
+        covariance = moments / np.outer(sigma, sigma)
+        covariance[np.diag_indices_from(covariance)] -= spread
+        covariance /= overlap[np.ix_(coordinates.groups, coordinates.groups)]
+        values, vectors = _largest(covariance, min(n_components, len(covariance)))
+        shrunk = _shrunk(values, coordinates.n_coordinates / total, squares.mean() / total)
+        signal = (vectors**2 @ shrunk) * sigma**2
+        left = power - ring_sums(signal * spread, coordinates)
+        noise = np.maximum(left, _LEAST_NOISE * power) / (total * coordinates.ring_sizes)
+    # components stay orthonormal in the units they were found in: the last change of noise is a change of units
+    last = np.sqrt(noise)[coordinates.rings] / sigma
+    components, variances = _in_units(vectors, shrunk, 1 / last)
+    ring_variances = ring_sums(components**2 @ variances, coordinates) / coordinates.ring_sizes
+    return SignalSpace(mean, noise[coordinates.rings], components, variances, ring_variances)
+
+
+def _first_moments(data):
+    coordinates = data.coordinates
+    filtered, squares = np.zeros(coordinates.n_coordinates), np.zeros(coordinates.n_groups)
+    power = np.zeros(coordinates.n_rings)
+    for where, y, factors in data.chunks():
+        w = data.weights[where]
+        weighted = factors * w[:, None] if len(factors) > 1 else factors
+        if len(factors) > 1:
+            filtered += np.einsum("ij,ij->j", weighted[:, coordinates.groups], y)
+            squares += np.einsum("ij,ij->j", weighted, factors)
+        else:
+            filtered += (w @ y) * factors[0, coordinates.groups]
+            squares += w.sum() * factors[0] ** 2
+        power += ring_sums(w @ (y.astype(np.float64) ** 2), coordinates)
+    return filtered, squares, power
+
+
+def _second_moments(data, mean):
+    """sum w (c y)(c y)^T of y = Y - c mean, and sum w c^2 c^2T by group."""
+    coordinates = data.coordinates
+    moments = np.zeros((coordinates.n_coordinates,) * 2)
+    overlap = np.zeros((coordinates.n_groups,) * 2)
+    for where, y, factors in data.chunks():
+        roots = np.sqrt(data.weights[where])[:, None].astype(data.dtype)
+        c = np.take(factors, coordinates.groups, axis=1)
+        y = (y - c * mean.astype(data.dtype)) * (c * roots)
+        moments += y.T @ y
+        squares = factors**2 * roots if len(factors) > 1 else factors**2 * np.sqrt(data.weights[where].sum())
+        overlap += (squares.T @ squares).astype(np.float64)
+    return moments, overlap
+
+
+def _largest(covariance, n):
+    """Largest eigenvalues, descending, and their eigenvectors, of which the largest element is positive."""
+    if len(covariance) <= _DENSE or n > len(covariance) // 4:
+        values, vectors = eigh(covariance, subset_by_index=(len(covariance) - n, len(covariance) - 1))
+    else:
+        start = np.random.RandomState(0).standard_normal(len(covariance))
+        values, vectors = eigsh(covariance, k=n, which="LA", v0=start, tol=1e-6)
+    order = np.argsort(-values, kind="stable")
+    order = order[: max(np.count_nonzero(values > 0), 1)]  # the others are noise of which too much was taken off
+    values, vectors = values[order], vectors[:, order]
+    return values, vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))])
+
+
+def _shrunk(values, ratio, mean_square):
+    """Variances of the signal from eigenvalues of a covariance with white noise of variance 1 taken off."""
+    scaled = values * mean_square - ratio
+    inside = scaled**2 - 4 * ratio
+    above = (scaled > 0) & (inside > 0)
+    signal = np.where(above, (scaled + np.sqrt(np.maximum(inside, 0))) / 2, 0)
+    return np.maximum(signal, np.sqrt(ratio) / 4) / mean_square
+
+
+def _in_units(vectors, variances, scale):
+    """Orthonormal components and variances of ``diag(scale) V diag(variances) V^T diag(scale)``."""
+    basis, triangle = np.linalg.qr(vectors * scale[:, None])
+    values, turn = np.linalg.eigh((triangle * variances) @ triangle.T)
+    components = basis @ turn[:, ::-1]
+    components *= np.sign(components[np.abs(components).argmax(axis=0), np.arange(len(values))])
+    return components, values[::-1].copy()
