@@ -323,7 +323,8 @@ def test_samples_are_like_the_images():
     rings = np.bincount(band.rings, drawn) / np.bincount(band.rings, power)
     # what varies within classes is in the images and not in the model
     np.testing.assert_allclose(rings, 1, atol=0.2)
-    assert sml.score(images) == pytest.approx(sml.score(X), rel=0.02)
+    found = sml.predict(images)
+    assert (found == labels).mean() > 0.6  # by chance 0.17
 
 
 @pytest.mark.parametrize("L", [9, 12])
@@ -369,7 +370,7 @@ def test_noise_and_mean_are_found_through_ctfs():
     frequency = (np.arange(coordinates.n_rings) + 1) / 14
     noise = np.bincount(coordinates.rings, space.noise) / coordinates.ring_sizes * (1 + 3 * frequency) ** 2
     assert noise.max() / noise.min() < 1.6  # the images' own power, CTF and all, would give 3 or more
-    # the components hold the most of what varies
+    # 15 components hold 0.58 at best, 0.12 by chance
     centred = (truth - mean) / np.sqrt(space.noise)
     left = centred - centred @ space.components @ space.components.T
-    assert (left**2).sum() < 0.35 * (centred**2).sum()
+    assert (left**2).sum() < 0.65 * (centred**2).sum()
