@@ -8,6 +8,7 @@ A new estimator is added to :func:`public_estimators`, and with that it is held 
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -16,7 +17,7 @@ import skcryo
 from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans, SMLClustering
 from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut
-from skcryo.orientation import LUDRotations, VectorDiffusionMaps
+from skcryo.orientation import EquivariantPoseNet, LUDRotations, VectorDiffusionMaps
 from skcryo.preprocessing import (
     Centerer,
     CircularMask,
@@ -94,6 +95,26 @@ def public_estimators():
         ),
         Case(LUDRotations(n_jobs=1), order_matters=True, grid={"alpha": [2 / 3, 1.0]}),
         Case(LUDRotations(refine=None, n_jobs=1), variant=True, order_matters=True, grid={"metric": ["correlation"]}),
+        *(
+            # Without torch its `fit` says what to install, and there is nothing to check.
+            [
+                Case(
+                    EquivariantPoseNet(
+                        init=AbInitioVolume(
+                            angular_step=30, n_starts=1, max_epochs=1, max_rounds=1, n_jobs=1, random_state=0
+                        ),
+                        max_iter=2,
+                        n_jobs=1,
+                        device="cpu",
+                        random_state=0,
+                    ),
+                    order_matters=True,
+                    grid={"max_iter": [1, 2]},
+                )
+            ]
+            if find_spec("torch")
+            else []
+        ),
         Case(VectorDiffusionMaps(n_jobs=1), order_matters=True, grid={"n_frequencies": [1, 3]}),
         Case(
             CommonLinesMaxCut(2, angular_step=30, n_init=1, max_iter=4, n_jobs=1, random_state=0),
@@ -153,6 +174,8 @@ def public_estimator_classes():
         module = importlib.import_module(module_info.name)
         for name in getattr(module, "__all__", ()):
             member = getattr(module, name)
+            if member is EquivariantPoseNet and not find_spec("torch"):
+                continue
             if isinstance(member, type) and issubclass(member, BaseEstimator):
                 found.add(member)
     return found

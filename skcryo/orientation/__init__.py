@@ -6,12 +6,14 @@ from ._lud import LUDRotations
 from ._lud_convex import ConvexLUDResult, solve_lud_convex
 from ._lud_solver import LUDResult, solve_lud
 from ._lud_weights import equalized_weights
+from ._pose_net import EquivariantPoseNet
 from ._radial_lines import RadialLines
 from ._vector_diffusion_maps import VectorDiffusionMaps
 
 __all__ = [
     "CommonLines",
     "ConvexLUDResult",
+    "EquivariantPoseNet",
     "LUDResult",
     "LUDRotations",
     "RadialLines",

@@ -1,0 +1,62 @@
+"""Networks from coefficients of images to poses. Their weights are arrays by name, kept apart from them."""
+
+import numpy as np
+
+from .._torch import import_torch
+from ._pose_net_layers import angular_activation, angular_linear, channel_norm, lift
+
+__all__ = ["O2MLP"]
+
+
+class O2MLP:
+    """Equivariant multi-layer perceptron (section 4.3 of the paper), each image by itself.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Number of coefficients of each angular frequency.
+    n_channels : int, default=64
+    bands : tuple of int, default=(6, 4, 3, 2)
+        Highest frequency of the features after each layer.
+    """
+
+    def __init__(self, sizes, n_channels=64, bands=(6, 4, 3, 2)):
+        self.sizes, self.n_channels = list(sizes), n_channels
+        self.bands = [min(band, len(sizes) - 1) for band in bands]
+
+    def initial_weights(self, random):
+        """Weights to start training from, dict of str to ndarray, float32; `random` is a numpy Generator."""
+        C = self.n_channels
+        # Not divided by the number of components: those of more variance are to count more, and all are of one scale.
+        weights = {f"lift.{n}": random.standard_normal((size, C)) for n, size in enumerate(self.sizes)}
+        for k, band in enumerate(self.bands):
+            weights[f"layer.{k}"] = random.standard_normal((band + 1, C, C)) / np.sqrt(C)
+        weights["head"] = 0.3 * random.standard_normal((2, C, 4)) / np.sqrt(C)
+        weights |= {f"layer.{k}.bias": np.zeros(C) for k in range(len(self.bands))}
+        weights |= {"lift.bias": np.zeros(C), "head.bias": np.zeros(4)}
+        return {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+
+    def __call__(self, weights, coefficients):
+        """Poses by the network.
+
+        Parameters
+        ----------
+        weights : dict of str to tensor
+        coefficients : tensor of shape (n, n_components)
+
+        Returns
+        -------
+        columns : tensor of shape (n, 3, 2)
+            The first two of rotations, not orthonormal.
+        shifts : tensor of shape (n, 2)
+        """
+        torch = import_torch("EquivariantPoseNet")
+        lifts = [weights[f"lift.{n}"] for n in range(len(self.sizes))]
+        x = channel_norm(lift(coefficients, lifts, weights["lift.bias"]))
+        for k, band in enumerate(self.bands):
+            y = angular_linear(angular_activation(x, band), weights[f"layer.{k}"], weights[f"layer.{k}.bias"])
+            x = channel_norm(y) + x[: band + 1]
+        # x - i y turns by exp(-i a), as coefficients of frequency 1 do
+        u = angular_linear(angular_activation(x, 1), weights["head"], weights["head.bias"])[1]
+        vectors = torch.stack([u[0], -u[1]], dim=-1)
+        return vectors[:, :3], vectors[:, 3]

@@ -1,0 +1,153 @@
+"""Training the network of poses on projections whose poses are known; resumable, the same on any number of threads."""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from .._torch import import_torch, to_numpy
+from ._pose_net_layers import nearest_frames
+
+__all__ = ["BATCH", "PoseTraining", "evaluate_network"]
+
+_LEARNING_RATE, _WARM_UP = 1e-2, 50
+BATCH = 128  # images of a step
+_CHUNK = 500
+_SHORT = 0.05
+
+
+@contextmanager
+def _one_thread():
+    """Sums in one order, whatever number of threads torch would take."""
+    torch = import_torch("EquivariantPoseNet")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class PoseTraining:
+    """Steps of Adam down the mean squared error of poses' columns, and of shifts.
+
+    The network's columns come to be the expectation of ``R[:, :2]`` given the image, and the shorter they are, the less
+    is known. The rate of learning rises over 50 steps and falls by a half cosine to zero.
+
+    Parameters
+    ----------
+    network : callable
+        Of :mod:`skcryo.orientation._pose_net_architectures`.
+    weights : dict of str to ndarray
+        To start from.
+    draw : callable
+        ``draw(n, random)`` gives coefficients (n, n_components), rotations (n, 3, 3), shifts (n, 2) of images to train
+        on.
+    n_steps : int
+        In all.
+    shift_scale : float
+        Pixels; that shifts are counted in.
+    seed : int
+        Images of each step follow from this and the step alone.
+    device : torch.device
+    """
+
+    def __init__(self, network, weights, draw, n_steps, shift_scale, seed, device):
+        self.torch = import_torch("EquivariantPoseNet")
+        self.network, self.draw, self.n_steps = network, draw, n_steps
+        self.shift_scale, self.seed, self.device = shift_scale, seed, device
+        self._weights = {name: self._put(array).requires_grad_() for name, array in weights.items()}
+        self.optimizer = self.torch.optim.Adam(self._weights.values(), lr=_LEARNING_RATE)
+        self.step = 0
+        self.losses = []
+
+    def run(self, n):
+        """Take `n` steps, at most as many as are left."""
+        with _one_thread():
+            for _ in range(min(n, self.n_steps - self.step)):
+                self._run_step()
+
+    def _run_step(self):
+        random = np.random.default_rng([self.seed, self.step])
+        coefficients, rotations, shifts = (self._put(part) for part in self.draw(BATCH, random))
+        rate = min(1, (self.step + 1) / _WARM_UP) * (1 + np.cos(np.pi * self.step / self.n_steps)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * rate
+        columns, moved = self.network(self._weights, coefficients)
+        loss = (columns - rotations[:, :, :2]).square().sum(dim=(1, 2)).mean()
+        loss = loss + (moved - shifts / self.shift_scale).square().sum(dim=1).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.losses.append(loss.item())
+
+    def _put(self, array):
+        return self.torch.as_tensor(np.array(array, dtype=np.float32), device=self.device)
+
+    @property
+    def weights(self):
+        """Present weights, dict of str to ndarray."""
+        return {name: to_numpy(value).copy() for name, value in self._weights.items()}
+
+    def state(self):
+        """What a checkpoint holds: (arrays, info)."""
+        arrays = {f"weight:{name}": value for name, value in self.weights.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            arrays |= {f"adam:{number}:{name}": to_numpy(value) for name, value in values.items()}
+        return arrays, {"step": self.step, "losses": self.losses}
+
+    def restore(self, arrays, info):
+        """Go on from a state."""
+        with self.torch.no_grad():
+            for name, value in self._weights.items():
+                value.copy_(self._put(arrays[f"weight:{name}"]))
+        state = self.optimizer.state_dict()
+        for key, value in arrays.items():
+            if key.startswith("adam:"):
+                _, number, name = key.split(":")
+                state["state"].setdefault(int(number), {})[name] = self.torch.as_tensor(value)
+        self.optimizer.load_state_dict(state)
+        self.step, self.losses = info["step"], list(info["losses"])
+
+
+def evaluate_network(network, weights, coefficients, shift_scale, device):
+    """Poses by the network.
+
+    Parameters
+    ----------
+    network : callable
+    weights : dict of str to ndarray
+    coefficients : ndarray of shape (n, n_components), float32
+    shift_scale : float
+        Pixels.
+    device : torch.device
+
+    Returns
+    -------
+    rotations : ndarray of shape (n, 3, 3), float64
+    shifts : ndarray of shape (n, 2), float64
+        Pixels.
+    squares : ndarray of shape (n, 2), float64
+        Squared singular values of the columns, rising.
+    """
+    torch = import_torch("EquivariantPoseNet")
+    n = len(coefficients)
+    columns, moved = np.empty((n, 3, 2)), np.empty((n, 2))
+
+    def evaluate(rows, dtype):
+        put = {name: torch.as_tensor(array, dtype=dtype, device=device) for name, array in weights.items()}
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            x = torch.as_tensor(coefficients[part], dtype=dtype, device=device)
+            columns[part], moved[part] = map(to_numpy, network(put, x))
+
+    def squared_values():
+        return np.maximum(np.linalg.eigvalsh(np.swapaxes(columns, 1, 2) @ columns), 0)
+
+    with torch.inference_mode(), _one_thread():
+        evaluate(np.arange(n), torch.float32)
+        # Of short columns rounding would make large differences, other ones in other batches.
+        evaluate(np.flatnonzero(squared_values()[:, 0] < _SHORT), torch.float64)
+        rotations = to_numpy(nearest_frames(torch.as_tensor(columns)))
+    return rotations, moved * shift_scale, squared_values()
