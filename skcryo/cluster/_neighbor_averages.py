@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 
+from .._ext._emd import max_threads
 from .._validation import (
     HasMethods,
     Interval,
@@ -46,7 +47,7 @@ class NearestNeighborAverages(StackTagsMixin, TransformerMixin, BaseEstimator, a
     pca : SteerablePCA, default=None
         What likeness is measured in: a clone is fitted. None: SteerablePCA with its defaults.
     n_jobs : int, default=None
-        Threads; results do not depend on it.
+        Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
 
     Attributes
     ----------
@@ -221,7 +222,7 @@ class NearestNeighborAverages(StackTagsMixin, TransformerMixin, BaseEstimator, a
                 ctf=_mirrored_ctf(chosen.ctf, mirrored),
                 pixel_size=stack.pixel_size,
                 tau="auto" if chosen.ctf is None else self.tau_,
-                n_jobs=self.n_jobs,
+                n_jobs=max_threads() if self.n_jobs is None else self.n_jobs,
             )[0]
         if is_stack:
             return X.replace(data=out, ctf=None, shifts=None)

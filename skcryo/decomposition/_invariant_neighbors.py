@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
+from .._ext._emd import max_threads
 from .._products import row_products
 from ..rotations import in_plane_rotation
 
@@ -66,7 +67,8 @@ def invariant_neighbors(
     exclude_self : bool, default=False
         Whether image i is not compared with reference i.
     n_jobs : int, default=None
-        Threads; the result does not depend on it, nor on the other images.
+        Threads. None: all cores (OMP_NUM_THREADS is respected). The result does not depend on it, nor on the other
+        images.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def invariant_neighbors(
     n, n_angles = left.n, 2 * _ANGLES_PER_WAVE * (int(frequencies[-1]) // 2 + 1)
     search = _Search(left, right, frequencies[used], n_angles, reflections)
     blocks = [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
-    found = Parallel(n_jobs=n_jobs, prefer="threads")(
+    found = Parallel(n_jobs=max_threads() if n_jobs is None else n_jobs, prefer="threads")(
         delayed(search.nearest)(rows, n_neighbors, exclude_self) for rows in blocks
     )
     indices = np.concatenate(found)

@@ -52,7 +52,7 @@ class VectorDiffusionMaps(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     pca : SteerablePCA, default=None
         What likeness is measured in: a clone is fitted. None: SteerablePCA with its defaults.
     n_jobs : int, default=None
-        Threads; results do not depend on it.
+        Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
 
     Attributes
     ----------
