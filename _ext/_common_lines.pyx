@@ -39,12 +39,13 @@ cdef extern from *:
     CL_KERNEL(avx512);
     #endif
 
-    /* The same bits from each; NULL where the processor has not got it. */
+    /* The same bits from all but the baseline, in which nothing is fused; NULL where the processor has not got it. */
     static cl_detect cl_kernel(int isa)
     {
         if (isa == 0) return cl_detect_baseline;
     #ifdef COMMON_LINES_X86
         __builtin_cpu_init();
+        if (!__builtin_cpu_supports("fma")) return NULL;
         if (isa == 1 && __builtin_cpu_supports("avx2")) return cl_detect_avx2;
         if (isa == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
             return cl_detect_avx512;

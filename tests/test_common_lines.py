@@ -60,7 +60,7 @@ def test_kernel_is_the_reference(molecule, n, snr, score, shift):
     assert off[2:].max() < 3e-4
 
 
-def test_instruction_sets_give_the_same_bits(images):
+def test_instruction_sets_that_fuse_give_the_same_bits_and_the_baseline_nearly_so(images):
     lines = RadialLines.from_images(images[0])
     found = {}
     for name in kernels.available_instruction_sets():
@@ -69,8 +69,12 @@ def test_instruction_sets_give_the_same_bits(images):
             found[name] = detect_common_lines(lines, n_jobs=1)
         finally:
             kernels.use_instruction_set(before)
-    for name in found:
-        assert_same(found[name], found["baseline"])
+    plain = found.pop("baseline")
+    for lines in found.values():
+        assert_same(lines, next(iter(found.values())))
+        off = np.abs(np.exp(1j * lines.angles) - np.exp(1j * plain.angles))
+        assert (off > 1e-4).mean() < 0.01  # where two maxima tie but for a rounding, another may be taken
+        assert np.abs(lines.scores - plain.scores).max() < 1e-3
 
 
 @pytest.mark.parametrize("n, snr, score, shift", CASES)

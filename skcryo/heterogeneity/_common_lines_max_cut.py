@@ -334,6 +334,7 @@ class CommonLinesMaxCut(
         self.common_lines_ = detect_common_lines(
             stack[rows].replace(rotations=None, shifts=None if by_lines else start.shifts[rows]),
             checkpoint_dir=saved.subfolder("common_lines"),
+            n_jobs=self._threads(),
         )
         if start is None:
             rotations = self._lud(self.common_lines_) if self.refine == "em" else None
@@ -440,7 +441,9 @@ class CommonLinesMaxCut(
         """Classes of maximum cuts; returns what keeps them from being trusted, or None."""
         lines = None
         if self.refine == "likelihood":
-            lines = RadialLines.from_images(stack.replace(rotations=None, shifts=start.shifts))
+            lines = RadialLines.from_images(
+                stack.replace(rotations=None, shifts=start.shifts), n_jobs=self._threads()
+            )
         with progress.step("cuts", max_steps=self.max_iter) as task:
 
             def iteration_ended():

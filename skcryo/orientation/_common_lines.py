@@ -5,6 +5,7 @@ from numbers import Real
 
 import numpy as np
 import scipy.special
+from joblib import Parallel, delayed
 
 from .._torch import accelerator
 from ..io import load_checkpoint, save_checkpoint
@@ -130,7 +131,7 @@ def detect_common_lines(
                 raise ValueError(f"{name} is given, but X is RadialLines: give it to RadialLines.from_images")
         lines = X
     else:
-        lines = RadialLines.from_images(X, score=score, ctf=ctf, shifts=shifts, mask_radius=mask_radius)
+        lines = RadialLines.from_images(X, score=score, ctf=ctf, shifts=shifts, mask_radius=mask_radius, n_jobs=n_jobs)
     if not isinstance(max_shift, Real) or not 0 <= max_shift < lines.box / 2:
         raise ValueError(f"max_shift is {max_shift!r}; 0 or more and less than {lines.box / 2:g} pixels are wanted")
     if device is None:
@@ -143,6 +144,7 @@ def detect_common_lines(
     angles, scores, confidences = (np.zeros((n, n), dtype=np.float32) for _ in range(3))
     relative_shifts = np.zeros((n, n), dtype=np.float32) if len(search.shifts) > 1 else None
     store = _Store(checkpoint_dir, lines, search)
+    put = Parallel(n_jobs=n_threads(n_jobs), require="sharedmem")
     for rows in lines.blocks():
         found = store.load(rows)
         if found is None:
@@ -152,11 +154,10 @@ def detect_common_lines(
         size = rows.stop - rows.start
         found[:, :, :size][:, np.tril(np.ones((size, size), dtype=bool))] = 0  # was not searched
         forth, back, best, probability, moved = found
-        _put(angles, rows, forth, back)
-        _put(scores, rows, best, best)
-        _put(confidences, rows, probability, probability)
+        parts = [(angles, forth, back), (scores, best, best), (confidences, probability, probability)]
         if relative_shifts is not None:
-            _put(relative_shifts, rows, moved, -moved)
+            parts.append((relative_shifts, moved, -moved))
+        put(delayed(_put)(target, rows, *both) for target, *both in parts)
     if not lines.log_likelihood:
         confidences = _upper_share(scores)
     return CommonLines(angles, scores, confidences, ~np.eye(n, dtype=bool), relative_shifts)

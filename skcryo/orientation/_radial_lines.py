@@ -5,6 +5,7 @@ from numbers import Integral, Real
 import joblib
 import numpy as np
 import scipy.fft
+from joblib import Parallel, delayed
 
 from .._ext import _common_lines as _kernels
 from .._ext._emd import max_threads
@@ -105,6 +106,7 @@ class RadialLines:
         n_coordinates=8,
         max_ring=_BAND,
         mask_radius=None,
+        n_jobs=None,
     ):
         """Make lines of images.
 
@@ -127,6 +129,8 @@ class RadialLines:
             Highest frequency in cycles per box.
         mask_radius : float, default=None
             In pixels; None takes 0.415 of the box. The mask ends over 6 % of the box.
+        n_jobs : int, default=None
+            Threads; None takes all cores. Results do not depend on it.
 
         Returns
         -------
@@ -151,10 +155,15 @@ class RadialLines:
         blocks = np.empty((n, n_theta // 2 + 1, max_ring), dtype=np.complex64)
         spectrum = noise_spectrum(stack, radius=0 if L < 16 else None)
         prepare = _Preparation(L, small, spectrum, pixel_size)
-        for where, chunk in iter_finite_chunks(stack, max_bytes=2**24):
+
+        def transform(where, chunk):
             images = prepare(chunk, None if ctf is None else ctf[where], None if shifts is None else shifts[where])
             lines = polar_lines(images * mask.astype(np.float32), n_theta, max_ring)
             blocks[where] = scipy.fft.fft(lines, axis=1)[:, : n_theta // 2 + 1] / n_theta
+
+        Parallel(n_jobs=n_threads(n_jobs), require="sharedmem")(
+            delayed(transform)(*part) for part in iter_finite_chunks(stack, max_bytes=2**23)
+        )
         noise = noise_blocks(mask, n_theta, max_ring)
         if ctf is not None:
             noise = _weigh_by_ctf(blocks, noise, evaluate_ctf_radial(ctf, np.arange(1, max_ring + 1) / L, pixel_size))
