@@ -36,9 +36,12 @@ SETTINGS = [  # preset, SNR, images
 ]
 
 
-def measure(volume, preset, snr, n, seed, n_frequencies):
+def simulate(volume, preset, snr, n, seed):
     stack, truth = make_particles(volume, n + N_HELD_OUT, preset=preset, snr=snr, random_state=seed)
-    stack = stack.load().replace(shifts=truth.shifts if preset == "ctf" else None)
+    return stack.replace(shifts=truth.shifts if preset == "ctf" else None), truth
+
+
+def measure(stack, truth, n, n_frequencies):
     disc_basis.cache_clear()
     vdm = VectorDiffusionMaps(n_frequencies, n_jobs=1)
     start = time.process_time()
@@ -71,6 +74,7 @@ def main():
     parser.add_argument("--paper", action="store_true")
     parser.add_argument("--molecules", nargs="+", default=["70S", "made"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--snr", type=float, nargs="+", help="of the settings, only these")
     args = parser.parse_args()
     volumes = {"70S": load_volume(args.volume)[0].astype(np.float32)}
     volumes["made"] = make_molecule(97 if args.paper else 64, random_state=1)
@@ -84,13 +88,17 @@ def main():
     for preset, snr, n in [("paper", 0.12, 5000)] if args.paper else SETTINGS:
         for molecule in args.molecules:
             for seed in args.seeds:
+                if args.snr and snr not in args.snr:
+                    continue
+                box, particles = volumes[molecule].shape[0], None
                 for method, n_frequencies in (("vdm", 1), ("mfvdm", 5)):
-                    box = volumes[molecule].shape[0]
                     key = (molecule, preset, snr, n, box, seed, method)
                     if key in done:
                         continue
+                    if particles is None:
+                        particles = simulate(volumes[molecule], preset, snr, n, seed)
                     row = dict(zip(("molecule", "preset", "snr", "n", "box", "seed", "method"), key))
-                    row |= measure(volumes[molecule], preset, snr, n, seed, n_frequencies)
+                    row |= measure(*particles, n, n_frequencies)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
                     output.write_text(json.dumps(rows, indent=1) + "\n")
