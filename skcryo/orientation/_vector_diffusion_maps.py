@@ -86,9 +86,10 @@ class VectorDiffusionMaps(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     Notes
     -----
-    Poses are accurate to some four degrees however good the images: neighbours are nearer in views where the molecule
-    looks more alike, and the map of views is bent accordingly. They are what a refinement starts from. Views must be
-    spread rather evenly. Off-centre images look unlike any other: centre them, or give shifts with `X`.
+    Poses are accurate to some four degrees, hardly better for more or better images: neighbours are nearer in views
+    where the molecule looks more alike, and the map of views is bent accordingly. They are what a refinement starts
+    from. Views must be spread rather evenly. Off-centre images look unlike any other: centre them, or give shifts
+    with `X`.
 
     Hand and frame are chance: all ``R_i`` and all ``J R_i J``, ``J = diag(1, 1, -1)``, are equivalent;
     :func:`skcryo.metrics.pose_error` tries both. Nothing is drawn by lot.
