@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import Bunch
 
 from .._callback import CallbackSupportMixin, FitProgress
 from .._ext._emd import max_threads
@@ -27,37 +27,38 @@ from .._validation import (
     validate_lazy,
     validate_parameters,
 )
-from ..alignment import FourierImages, pose_normal_equations, refine_poses
+from ..alignment import FourierImages
 from ..particles import as_stack
 from ..preprocessing import noise_spectrum
 from ..projection import VolumeProjector
 from ..reconstruction import AbInitioVolume
-from ..reconstruction._ab_initio_refine import add_images, best_contrast, solve_volume
-from ..reconstruction._accumulator import FourierAccumulator
-from ..rotations import check_rotations, geodesic_distance
-from ._pose_net_architectures import O2MLP
+from ..reconstruction._ab_initio_start import signal_power
+from ..rotations import check_rotations
+from ._pose_net_architectures import ARCHITECTURES
+from ._pose_net_checkpoint import FitSaver
+from ._pose_net_common_lines import CommonLinesLoss
 from ._pose_net_inputs import SteerableInputs
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
+from ._pose_net_predictor import PosePredictor
 from ._pose_net_reprojections import Reprojections
-from ._pose_net_training import BATCH, PoseTraining, evaluate_network
-from ._pose_net_uncertainty import ErrorModel
+from ._pose_net_training import BATCH, PoseTraining, ReprojectionLoss
 from ._pose_refinement import PoseRefinement
 
 __all__ = ["EquivariantPoseNet"]
 
 _SMALLEST_BOX = 16  # smaller ones have no functions of angular frequency 1
-_CONTRAST_STD = 0.2
 _MAX_ROUNDS = 24
 _INPUT_BAND, _MAX_ANGULAR_FREQUENCY = 14.0, 12
 _N_VIEWS = 8192
 _N_KNOWN = 2000  # projections that components, and errors, are learnt from; never more than in training
-_REFINE_STEPS = 3
 _LEAST_SHIFT = 0.25  # pixels; shifts drawn in training are at least that
 _SHIFT_UNIT = 2.0  # pixels, or the largest shift: smaller ones must not outweigh poses in the loss
 _STEPS_BETWEEN = 50
 _LEVEL = 0.9
 _PARTNERS, _N_THETA = 50, 180
 _LOST = 20.0  # degrees
+_MOST_LOST, _LEAST_AGREEMENT = 0.1, 0.6
+_CENTRED = 0.2  # of the largest shift: what is left of it after images were seen once
 
 
 class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
@@ -70,6 +71,16 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     Parameters
     ----------
+    architecture : {"o2-mlp", "mlp"}, default="o2-mlp"
+        "o2-mlp": equivariant under turns and mirror images in the plane (section 4.3 of the paper). "mlp": one that
+        knows nothing of them (section 4.2), for comparison.
+    training : {"reprojections", "common-lines"}, default="reprojections"
+        What the network learns from. "reprojections": projections of the volume, whose poses are known. "common-lines":
+        the images alone, by how far they disagree along the common lines of the poses that the network predicts
+        (section 3 of the paper); then `init` plays no part, poses of the network are what is refined, and they may be
+        all wrong.
+    line_loss : {"squared", "product"}, default="squared"
+        Of common lines: equation 18, or 17.
     init : estimator, array-like of shape (n_images, 3, 3) or None, default=None
         Where the poses that are refined come from. None: :class:`~skcryo.reconstruction.AbInitioVolume`. An estimator
         with ``fit`` that has ``rotations_`` then, and maybe ``shifts_``, such as
@@ -86,8 +97,8 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     refine : bool, default=True
         Whether :meth:`predict` refines what the network says against the volume.
     checkpoint_dir : path, default=None
-        Folder where the state is saved now and then; a fit that was killed goes on from there, to the same result, if
-        data and parameters are the same.
+        Folder where the state is saved, at most every ten seconds, that of the ab initio volume too; a fit that was
+        killed goes on from there, to the same result, if data and parameters are the same.
     n_jobs : int, default=None
         Threads of all but the network, which takes one. None: all cores (OMP_NUM_THREADS is respected). Results do not
         depend on it.
@@ -118,8 +129,14 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         Median error in degrees of :meth:`predict` for projections whose poses are known. They are made of the volume
         plus half the difference of two volumes, each from half of the images, so that it counts how wrong the volume
         is.
+    line_agreement_ : float
+        How well the images agree along the common lines of their poses, as a share of how well projections of the
+        volume at these poses, with noise, would: near 1 if it is a volume of these images.
     converged_ : bool
-        Whether the poses had settled, `init` too, and at least nine in ten known poses were found within 20 degrees.
+        Whether the poses had settled, `init` too, nine in ten known poses were found within 20 degrees, and
+        ``line_agreement_`` is above 0.6.
+    ambiguous_ : bool
+        Whether other poses fit as well, because the particle is symmetric.
     noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
         The noise's power by ring.
     init_ : estimator
@@ -154,6 +171,9 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
+        "architecture": [StrOptions(set(ARCHITECTURES))],
+        "training": [StrOptions({"reprojections", "common-lines"})],
+        "line_loss": [StrOptions({"squared", "product"})],
         "init": [HasMethods(["fit"]), "array-like", None],
         "max_shift": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -169,6 +189,9 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     def __init__(
         self,
         *,
+        architecture="o2-mlp",
+        training="reprojections",
+        line_loss="squared",
         init=None,
         max_shift="auto",
         mask_radius="auto",
@@ -180,6 +203,9 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         device="auto",
         random_state=None,
     ):
+        self.architecture = architecture
+        self.training = training
+        self.line_loss = line_loss
         self.init = init
         self.max_shift = max_shift
         self.mask_radius = mask_radius
@@ -215,7 +241,8 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             If torch is not installed.
         ValueError
             If images are not square and finite, or fewer than two; if CTFs come without a pixel size, or rotations for
-            `init` are not those of as many images; if there is no such device.
+            `init` are not those of as many images; if the checkpoint is that of another fit; if there is no such
+            device.
 
         Warns
         -----
@@ -231,28 +258,46 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         stack = stack.replace(ctf=ctf)
         self._check_lengths(stack.shape[1])
         vars(self).pop("init_", None)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        saver = FitSaver(self, stack)
+        seed = saver.seed
         with FitProgress(self, X, y, max_steps=None) as progress:
             with progress.step("first poses"):
-                problems = self._find_poses(stack, seed)
-            refinement = self._refinement(stack)
+                problems = self._find_poses(stack, seed) if self.training == "reprojections" else []
+            images = self._fit_images(stack)
+            if self.training == "common-lines":
+                self._train(self._line_training(images, seed), saver, progress)
+                found = self._predictor.by_network(images, self.device)
+                self._start = found["rotations"], found["shifts"]
+            refinement = self._refinement(images)
             while refinement.round < _MAX_ROUNDS and not refinement.settled and not progress.stopped:
                 with progress.step("round"):
                     refinement.run_round()
             self._keep(refinement)
-            training = self._training(refinement, seed)
-            while training.step < self.max_iter and not progress.stopped:
-                with progress.step("training"):
-                    training.run(_STEPS_BETWEEN)
-            self._keep_network(training)
-            errors = self._calibrate(refinement, seed)
+            if self.training == "reprojections":
+                self._train(self._training(refinement, seed), saver, progress)
+            n = min(_N_KNOWN, BATCH * self.max_iter)
+            errors, ambiguous = self._predictor.calibrate(
+                refinement, self.volume_, n, seed, self.device, self._threads()
+            )
+            self.validation_error_ = float(np.median(errors))
+            self.line_agreement_ = self._predictor.line_agreement(refinement, _N_THETA, _PARTNERS)
         if not refinement.settled:
             problems.append(f"poses still moved by {refinement.change:.2g} degrees in round {refinement.round}")
-        lost = float((errors > _LOST).mean())
-        if lost > 0.1:
+        self.ambiguous_, lost = ambiguous > _MOST_LOST, float((errors > _LOST).mean())
+        if self.ambiguous_:
             problems.append(
-                f"{lost:.0%} of noisy projections of the volume get poses wrong by more than {_LOST:.0f} degrees: "
-                "the noise is too strong, the network not trained for long enough (max_iter) or the particle symmetric"
+                f"poses are ambiguous, the particle being symmetric or nearly so: {ambiguous:.0%} of projections of "
+                f"the volume, without noise, fit poses more than {_LOST:.0f} degrees away"
+            )
+        elif lost > _MOST_LOST:
+            problems.append(
+                f"{lost:.0%} of noisy projections of the volume get poses wrong by more than {_LOST:.0f} degrees: the "
+                "noise is too strong, or the network not trained for long enough (max_iter)"
+            )
+        if self.line_agreement_ < _LEAST_AGREEMENT:
+            problems.append(
+                f"common lines of the images agree {self.line_agreement_:.0%} as well as those of projections of the "
+                "volume would: it may be wrong"
             )
         self.converged_ = not problems
         if problems and not progress.stopped:
@@ -291,20 +336,19 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         self._start = (init.rotations_, np.zeros((n, 2)) if shifts is None else shifts)
         return problems
 
-    def _refinement(self, stack):
+    def _fit_images(self, stack):
         small, padded = stack.shape[1] < _SMALLEST_BOX, _padded(stack)
         spectrum = getattr(getattr(self, "init_", None), "noise_spectrum_", None)
         L = padded.shape[1]
         if spectrum is None or len(spectrum) != L // 2 + 1:
             spectrum = noise_spectrum(padded, radius=0 if small else None)
         self.noise_spectrum_ = spectrum
-        images = self._fourier_images(padded)
+        return self._fourier_images(padded)
+
+    def _refinement(self, images):
+        L = images.L
         return PoseRefinement(
-            images,
-            *self._start,
-            max_shift=self._max_shift(L),
-            mask_radius=self._radius(L),
-            n_jobs=self._threads(),
+            images, *self._start, max_shift=self._max_shift(L), mask_radius=self._radius(L), n_jobs=self._threads()
         )
 
     def _keep(self, refinement):
@@ -316,72 +360,63 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         self.noise_spectrum_ = self.noise_spectrum_ * np.interp(
             rings, np.arange(len(refinement.noise)), refinement.noise
         )
-        largest = np.quantile(np.abs(self.shifts_), 0.99) * 1.1
-        self._shift_range = max(_LEAST_SHIFT, min(largest, self._max_shift(refinement.images.L)))
-        if self._max_shift(refinement.images.L) == 0:
-            self._shift_range = _LEAST_SHIFT
-        self._shift_unit = max(self._shift_range, _SHIFT_UNIT)
 
     def _training(self, refinement, seed):
-        images = refinement.images
-        band = min(_INPUT_BAND, float(images.radii[-1]))
-        self._inputs = SteerableInputs(images, refinement.power, band, _MAX_ANGULAR_FREQUENCY)
+        images, inputs = refinement.images, self._new_inputs(refinement.images, refinement.power)
+        largest = self._max_shift(images.L)
+        if largest > 0:
+            largest = min(largest, 1.1 * np.quantile(np.abs(self.shifts_), 0.99))
+        shift_range = max(_LEAST_SHIFT, largest)
         reprojections = Reprojections(
             images,
             VolumeProjector(self.volume_),
             self.contrast_,
-            self._inputs,
-            max_shift=self._shift_range,
+            inputs,
+            max_shift=shift_range,
             n_views=min(_N_VIEWS, BATCH * self.max_iter),
             seed=seed,
+            centred=_CENTRED,
         )
-        clean, noise, filters, _, _ = reprojections.draw_values(
-            min(_N_KNOWN, BATCH * self.max_iter), np.random.default_rng([seed, 1])
-        )
-        self._inputs.reduce(self._inputs.of_values(clean, filters), self._inputs.of_values(clean + noise, filters))
-        network = O2MLP(self._inputs.sizes)
+        random = np.random.default_rng([seed, 1])
+        clean, noise, filters, _, _ = reprojections.draw_values(min(_N_KNOWN, BATCH * self.max_iter), random)
+        inputs.reduce(inputs.of_values(clean + noise, filters), inputs.of_values(clean, filters))
+        predictor, network, device = self._new_predictor(inputs, seed, shift_range, max(shift_range, _SHIFT_UNIT))
+        loss = ReprojectionLoss(network, reprojections.draw, predictor.shift_unit, device)
+        return PoseTraining(predictor.weights, loss, self.max_iter, seed, device)
+
+    def _line_training(self, images, seed):
+        """Training by common lines, of the images alone."""
+        inputs = self._new_inputs(images, signal_power(images))
+        random = np.random.default_rng([seed, 1])
+        noise = random.standard_normal((_N_KNOWN, 2 * inputs.n_points), dtype=np.float32)
+        noise = (noise * np.float32(np.sqrt(0.5))).view(np.complex64)
+        rows = random.integers(len(images), size=_N_KNOWN) if len(images.filters) > 1 else slice(None)
+        inputs.reduce_by_noise(inputs(images), inputs.of_values(noise, images.filters[rows]))
+        predictor, network, device = self._new_predictor(inputs, seed, self._max_shift(images.L), 1.0)
+        bank = line_bank(images, inputs.filters, np.zeros((len(images), 2)), _N_THETA, int(inputs.band))
+        loss = CommonLinesLoss(network, inputs(images), bank, self.line_loss, self.max_iter, device)
+        return PoseTraining(predictor.weights, loss, self.max_iter, seed, device)
+
+    def _new_inputs(self, images, power):
+        band = min(_INPUT_BAND, float(images.radii[-1]))
+        return SteerableInputs(images, power, band, _MAX_ANGULAR_FREQUENCY)
+
+    def _new_predictor(self, inputs, seed, shift_range, shift_unit):
+        network = ARCHITECTURES[self.architecture](inputs.sizes)
         weights = network.initial_weights(np.random.default_rng([seed, 4]))
-        device = resolve_device(self.device, caller="EquivariantPoseNet")
-        return PoseTraining(network, weights, reprojections.draw, self.max_iter, self._shift_unit, seed, device)
-
-    def _keep_network(self, training):
-        self.weights_ = training.weights
-        self.loss_curve_, self.n_iter_ = training.losses, training.step
-
-    def _calibrate(self, refinement, seed):
-        """Learn errors from projections of known poses; returns those of :meth:`predict`, in degrees."""
-        images, L = refinement.images, refinement.images.L
-        top, box = float(images.radii[-1]), len(self.volume_)
-        halves, order = [], np.random.default_rng([seed, 2]).permutation(len(images))
-        for rows in (np.sort(order[::2]), np.sort(order[1::2])):
-            sums = FourierAccumulator(box)
-            add_images(
-                sums,
-                images.take(rows),
-                self.rotations_[rows],
-                self.shifts_[rows],
-                contrast=self.contrast_[rows],
-                n_jobs=self._threads(),
-            )
-            halves.append(solve_volume(sums, refinement.power, top, self._radius(L) * box / L))
-        true, n = self.volume_ + (halves[0] - halves[1]) / 2, min(_N_KNOWN, BATCH * self.max_iter)
-        known = Reprojections(
-            images,
-            VolumeProjector(true),
-            self.contrast_,
-            None,
-            max_shift=self._shift_range,
-            n_views=n,
-            seed=seed + 1,
+        self._predictor = PosePredictor(
+            self.architecture, weights, inputs, shift_range, shift_unit, expectations=self.training == "reprojections"
         )
-        clean, noise, filters, rotations, _ = known.draw_values(n, np.random.default_rng([seed, 3]))
-        found = self._poses(FourierImages(clean + noise, filters, images.points, L), True)
-        errors = np.degrees(geodesic_distance(found["network_rotations"], rotations))
-        self._network_errors = ErrorModel(found["network_known"], errors)
-        errors = np.degrees(geodesic_distance(found["rotations"], rotations))
-        self._refined_errors = ErrorModel(found["known"], errors)
-        self.validation_error_ = float(np.median(errors))
-        return errors
+        return self._predictor, network, resolve_device(self.device, caller="EquivariantPoseNet")
+
+    def _train(self, training, saver, progress):
+        saver.restore(training)
+        while training.step < self.max_iter and not progress.stopped:
+            with progress.step("training"):
+                training.run(_STEPS_BETWEEN)
+            saver(training, now=progress.stopped or training.step == self.max_iter)
+        self.weights_ = self._predictor.weights = training.weights
+        self.loss_curve_, self.n_iter_ = training.losses, training.step
 
     def fit_predict(self, X, y=None, *, ctf=None):
         """Fit, and return the rotations of the images.
@@ -426,55 +461,6 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         )
 
     # ------------------------------------------------------------------------------------------------- use
-    def _poses(self, images, refine):
-        """Poses of images by the network, and refined, with what is known of their errors."""
-        network = O2MLP(self._inputs.sizes)
-        device = resolve_device(self.device, caller="EquivariantPoseNet")
-        rotations, shifts, squares = evaluate_network(
-            network, self.weights_, self._inputs(images), self._shift_unit, device
-        )
-        # The columns are expectations, of length 1 where the pose is certain.
-        spread = np.maximum(1 - np.clip(squares, 0, 1), 1e-4)
-        network_known = np.sqrt(np.concatenate([spread, spread.sum(axis=1, keepdims=True)], axis=1))
-        found = {"network_rotations": rotations, "network_known": network_known}
-        if not refine:
-            return found | {"rotations": rotations, "shifts": shifts, "known": network_known}
-        projector = VolumeProjector(self.volume_)
-        fit = refine_poses(
-            images,
-            projector,
-            rotations,
-            shifts,
-            contrast_std=_CONTRAST_STD,
-            n_steps=_REFINE_STEPS,
-            n_jobs=self._threads(),
-        )
-        contrast = best_contrast(fit, _CONTRAST_STD)
-        hessian = pose_normal_equations(images, projector, fit.rotations, fit.shifts, contrast=contrast)[0]
-        diagonal = np.einsum("nii->ni", hessian)
-        hessian[:, np.arange(5), np.arange(5)] += 1e-6 * diagonal.max(axis=1, keepdims=True) + 1e-9
-        variance = np.linalg.inv(hessian)[:, np.arange(3), np.arange(3)].sum(axis=1)
-        power = np.square(np.abs(images.values)).sum(axis=1, dtype=np.float64)
-        explained = 2 * contrast * fit.cross - contrast**2 * fit.power
-        moved = geodesic_distance(fit.rotations, rotations)
-        known = np.stack(
-            [
-                np.sqrt(variance),
-                1 / np.maximum(explained, 1.0),
-                moved + 0.01,
-                network_known[:, 2],
-            ],
-            axis=1,
-        )
-        return found | {
-            "rotations": fit.rotations,
-            "shifts": fit.shifts,
-            "contrast": contrast,
-            "log_likelihood": explained,
-            "excess": (power - explained) / images.values.shape[1] - 1,
-            "known": known,
-        }
-
     def predict_poses(self, X, *, ctf=None):
         """Poses of images, each image by itself.
 
@@ -493,13 +479,10 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """
         parts = []
         for found in self._predicted(X, ctf):
-            found["uncertainty"] = self._errors().quantile(found["known"], _LEVEL)
+            found["uncertainty"] = self._predictor.errors(self.refine).quantile(found["known"], _LEVEL)
             names = ("rotations", "shifts", "uncertainty", "contrast", "log_likelihood")
             parts.append({name: found[name] for name in names if name in found})
         return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-    def _errors(self):
-        return self._refined_errors if self.refine else self._network_errors
 
     def _predicted(self, X, ctf):
         check_is_fitted(self, "weights_")
@@ -512,10 +495,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                 pixel_size=stack.pixel_size, ctf=None if stack.ctf is None else stack.ctf[where]
             )
             images = self._fourier_images(_padded(part))
-            found = self._poses(images, self.refine)
-            found["lines"] = partial(
-                line_bank, images, self._inputs.filters, found["shifts"], _N_THETA, int(self._inputs.band)
-            )
+            if self.refine:
+                found = self._predictor.poses(images, self.device, self._threads())
+            else:
+                found = self._predictor.by_network(images, self.device)
+            inputs = self._predictor.inputs
+            found["lines"] = partial(line_bank, images, inputs.filters, found["shifts"], _N_THETA, int(inputs.band))
             yield found
 
     def predict(self, X, *, ctf=None):
@@ -551,7 +536,8 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """
         if not 0 < level < 1:
             raise ValueError(f"level is {level}; a number between 0 and 1 is wanted")
-        return np.concatenate([self._errors().quantile(found["known"], level) for found in self._predicted(X, ctf)])
+        model = self._predictor.errors(self.refine)
+        return np.concatenate([model.quantile(found["known"], level) for found in self._predicted(X, ctf)])
 
     def score(self, X, y=None, *, ctf=None):
         """Minus the common-lines loss: how far images agree along the common lines that their poses predict.

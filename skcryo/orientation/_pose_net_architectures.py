@@ -5,7 +5,7 @@ import numpy as np
 from .._torch import import_torch
 from ._pose_net_layers import angular_activation, angular_linear, channel_norm, lift
 
-__all__ = ["O2MLP"]
+__all__ = ["ARCHITECTURES", "MLP", "O2MLP"]
 
 
 class O2MLP:
@@ -31,9 +31,9 @@ class O2MLP:
         weights = {f"lift.{n}": random.standard_normal((size, C)) for n, size in enumerate(self.sizes)}
         for k, band in enumerate(self.bands):
             weights[f"layer.{k}"] = random.standard_normal((band + 1, C, C)) / np.sqrt(C)
-        weights["head"] = 0.3 * random.standard_normal((2, C, 4)) / np.sqrt(C)
+        weights["head"] = 0.3 * random.standard_normal((2, C, 5)) / np.sqrt(C)
         weights |= {f"layer.{k}.bias": np.zeros(C) for k in range(len(self.bands))}
-        weights |= {"lift.bias": np.zeros(C), "head.bias": np.zeros(4)}
+        weights |= {"lift.bias": np.zeros(C), "head.bias": np.zeros(5)}
         return {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}
 
     def __call__(self, weights, coefficients):
@@ -49,6 +49,8 @@ class O2MLP:
         columns : tensor of shape (n, 3, 2)
             The first two of rotations, not orthonormal.
         shifts : tensor of shape (n, 2)
+        turned : tensor of shape (n,)
+            Log odds that the pose is half a turn in the plane away.
         """
         torch = import_torch("EquivariantPoseNet")
         lifts = [weights[f"lift.{n}"] for n in range(len(self.sizes))]
@@ -57,6 +59,45 @@ class O2MLP:
             y = angular_linear(angular_activation(x, band), weights[f"layer.{k}"], weights[f"layer.{k}.bias"])
             x = channel_norm(y) + x[: band + 1]
         # x - i y turns by exp(-i a), as coefficients of frequency 1 do
-        u = angular_linear(angular_activation(x, 1), weights["head"], weights["head.bias"])[1]
+        invariant, u = angular_linear(angular_activation(x, 1), weights["head"], weights["head.bias"])
         vectors = torch.stack([u[0], -u[1]], dim=-1)
-        return vectors[:, :3], vectors[:, 3]
+        return vectors[:, :3], vectors[:, 3], invariant[0, :, 4]
+
+
+class MLP:
+    """Multi-layer perceptron (section 4.2 of the paper) that knows nothing of turns in the plane.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Number of coefficients of each angular frequency.
+    n_channels : int, default=512
+    """
+
+    _n_layers = 6
+
+    def __init__(self, sizes, n_channels=512):
+        self.n_inputs = sum(sizes) * 2 - sizes[0]
+        self.n_channels = n_channels
+
+    def initial_weights(self, random):
+        """As :meth:`O2MLP.initial_weights`."""
+        widths = [self.n_inputs, *[self.n_channels] * (self._n_layers - 1), 9]
+        weights = {}
+        for k, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:])):
+            weights[f"layer.{k}"] = random.standard_normal((n_in, n_out)) / np.sqrt(n_in if k else 1)
+            weights[f"layer.{k}.bias"] = np.zeros(n_out)
+        return {name: np.asarray(value, dtype=np.float32) for name, value in weights.items()}
+
+    def __call__(self, weights, coefficients):
+        """As :meth:`O2MLP.__call__`."""
+        torch = import_torch("EquivariantPoseNet")
+        x = coefficients
+        for k in range(self._n_layers):
+            x = x @ weights[f"layer.{k}"] + weights[f"layer.{k}.bias"]
+            if k < self._n_layers - 1:
+                x = torch.nn.functional.silu(x)
+        return x[:, :6].view(-1, 3, 2), x[:, 6:8], x[:, 8]
+
+
+ARCHITECTURES = {"mlp": MLP, "o2-mlp": O2MLP}

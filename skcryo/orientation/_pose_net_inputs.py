@@ -91,28 +91,46 @@ class SteerableInputs:
         weights = self.mean_filter * filters * self.power / (np.square(filters) * self.power + 1)
         return weights.astype(np.float32)
 
-    def reduce(self, clean, noisy):
-        """Go over to components, learnt from noise-free images and the same with noise.
+    def reduce(self, noisy, clean):
+        """Go over to components, learnt from images with noise and the same as they should be.
 
         Parameters
         ----------
-        clean, noisy : ndarray of shape (n, n_components)
-            What calls give of images; `clean` of those as they should be.
+        noisy, clean : ndarray of shape (n, n_components)
+            What calls give of images.
         """
+        self._reduce(noisy, lambda given, parts: given.T @ _centred(np.concatenate([clean[:, part] for part in parts])))
+
+    def reduce_by_noise(self, noisy, noise):
+        """Go over to components, learnt from images with noise, and noise.
+
+        Parameters
+        ----------
+        noisy : ndarray of shape (n, n_components)
+        noise : ndarray of shape (m, n_components)
+        """
+
+        def signal(given, parts):
+            only = np.concatenate([noise[:, part] for part in parts]).astype(np.float64)
+            values, vectors = np.linalg.eigh(given.T @ given - only.T @ only * (len(given) / len(only)))
+            return (vectors * np.maximum(values, 0)) @ vectors.T
+
+        self._reduce(noisy, signal)
+
+    def _reduce(self, noisy, cross):
+        """`cross(given, parts)`: sum over images of given times wanted coefficients of an angular frequency."""
         found, start = [], 0
-        mean = np.zeros(clean.shape[1])
+        mean = np.zeros(noisy.shape[1])
         for n, size in enumerate(self.sizes):
             parts = [slice(start, start + size)] + ([slice(start + size, start + 2 * size)] if n else [])
             start = parts[-1].stop
-            target = np.concatenate([clean[:, part] for part in parts]).astype(np.float64)
             given = np.concatenate([noisy[:, part] for part in parts]).astype(np.float64)
-            if n == 0:
-                # what is the same for all images tells nothing of their poses
+            if n == 0:  # what is the same for all images tells nothing of their poses
                 mean[parts[0]] = given.mean(axis=0)
-                target, given = target - target.mean(axis=0), given - mean[parts[0]]
+                given = _centred(given)
             second = given.T @ given
             second[np.diag_indices(size)] += 1e-6 * np.trace(second) / max(size, 1) + 1e-30
-            map_ = np.linalg.solve(second, given.T @ target)
+            map_ = np.linalg.solve(second, cross(given, parts))
             values, vectors = np.linalg.eigh(map_.T @ second @ map_ / len(given))
             found.append((parts, values[::-1], (map_ @ vectors)[:, ::-1]))
         largest = max(values.max(initial=0) for _, values, _ in found)
@@ -131,3 +149,7 @@ class SteerableInputs:
         self._matrix = (self._matrix.astype(np.float64) @ reduction).astype(np.float32)
         self._mean = (mean @ reduction).astype(np.float32)
         self.sizes = sizes
+
+
+def _centred(values):
+    return values - values.mean(axis=0)

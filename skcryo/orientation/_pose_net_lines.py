@@ -5,9 +5,9 @@ import scipy.fft
 
 from ..fourier import polar_lines, shift_phases
 
-__all__ = ["common_line_loss", "line_bank", "sample_pairs"]
+__all__ = ["LEAST_SINE", "common_line_loss", "line_bank", "sample_pairs"]
 
-_LEAST_SINE = 0.15  # of the angle between views: nearly parallel planes have no definite common line
+LEAST_SINE = 0.15  # of the angle between views: nearly parallel planes have no definite common line
 _CHUNK = 500
 
 
@@ -73,7 +73,7 @@ def common_line_loss(bank, rotations, pairs):
     """
     i, j = pairs
     line = np.cross(rotations[i, :, 2], rotations[j, :, 2])
-    definite = np.linalg.norm(line, axis=1) > _LEAST_SINE
+    definite = np.linalg.norm(line, axis=1) > LEAST_SINE
     i, j, line = i[definite], j[definite], line[definite]
     first, second = (_rays(bank, rotations, images, line) for images in (i, j))
     together = np.square(np.abs(first)).sum(dtype=np.float64) + np.square(np.abs(second)).sum(dtype=np.float64)

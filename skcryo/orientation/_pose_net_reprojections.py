@@ -30,11 +30,13 @@ class Reprojections:
         Slices in the pool.
     seed : int
         Of the views.
+    centred : float, default=1.0
+        Share of `max_shift` that half of the images are moved by at most.
     """
 
-    def __init__(self, images, projector, contrast, inputs, *, max_shift, n_views, seed):
+    def __init__(self, images, projector, contrast, inputs, *, max_shift, n_views, seed, centred=1.0):
         self.images, self.inputs, self.contrast = images, inputs, contrast
-        self.max_shift = max_shift
+        self.max_shift, self.centred = max_shift, centred
         self.rotations = random_rotations(n_views, seed)
         self.points = images.points if inputs is None else images.points[: inputs.n_points]
         self.slices = projector.slices(self.rotations, self.points)
@@ -64,7 +66,9 @@ class Reprojections:
         values = self.slices[view] * (filters * self.contrast[row, None].astype(np.float32))
         shifts = np.zeros((n, 2))
         if self.max_shift > 0:
-            shifts = random.uniform(-self.max_shift, self.max_shift, (n, 2))
+            # Half of them almost centred, as images are once they were seen for the first time.
+            scale = self.max_shift * np.where(random.uniform(size=(n, 1)) < 0.5, 1, self.centred)
+            shifts = scale * random.uniform(-1, 1, (n, 2))
             values *= self.images.centred_phases(-shifts, len(self.points))
         noise = random.standard_normal((n, 2 * len(self.points)), dtype=np.float32)
         noise *= np.float32(np.sqrt(0.5))

@@ -1,4 +1,4 @@
-"""Training the network of poses on projections whose poses are known; resumable, the same on any number of threads."""
+"""Training a network of poses: resumable, the same on any number of threads; and what it says of images."""
 
 from contextlib import contextmanager
 
@@ -7,7 +7,7 @@ import numpy as np
 from .._torch import import_torch, to_numpy
 from ._pose_net_layers import nearest_frames
 
-__all__ = ["BATCH", "PoseTraining", "evaluate_network"]
+__all__ = ["BATCH", "PoseTraining", "ReprojectionLoss", "evaluate_network"]
 
 _LEARNING_RATE, _WARM_UP = 1e-2, 50
 BATCH = 128  # images of a step
@@ -28,33 +28,24 @@ def _one_thread():
 
 
 class PoseTraining:
-    """Steps of Adam down the mean squared error of poses' columns, and of shifts.
-
-    The network's columns come to be the expectation of ``R[:, :2]`` given the image, and the shorter they are, the less
-    is known. The rate of learning rises over 50 steps and falls by a half cosine to zero.
+    """Steps of Adam. The rate of learning rises over 50 steps and falls by a half cosine to zero.
 
     Parameters
     ----------
-    network : callable
-        Of :mod:`skcryo.orientation._pose_net_architectures`.
     weights : dict of str to ndarray
         To start from.
-    draw : callable
-        ``draw(n, random)`` gives coefficients (n, n_components), rotations (n, 3, 3), shifts (n, 2) of images to train
-        on.
+    loss : callable
+        ``loss(weights, step, size, random)`` gives the loss of `size` images, a tensor of one number.
     n_steps : int
         In all.
-    shift_scale : float
-        Pixels; that shifts are counted in.
     seed : int
         Images of each step follow from this and the step alone.
     device : torch.device
     """
 
-    def __init__(self, network, weights, draw, n_steps, shift_scale, seed, device):
+    def __init__(self, weights, loss, n_steps, seed, device):
         self.torch = import_torch("EquivariantPoseNet")
-        self.network, self.draw, self.n_steps = network, draw, n_steps
-        self.shift_scale, self.seed, self.device = shift_scale, seed, device
+        self.loss, self.n_steps, self.seed, self.device = loss, n_steps, seed, device
         self._weights = {name: self._put(array).requires_grad_() for name, array in weights.items()}
         self.optimizer = self.torch.optim.Adam(self._weights.values(), lr=_LEARNING_RATE)
         self.step = 0
@@ -67,14 +58,10 @@ class PoseTraining:
                 self._run_step()
 
     def _run_step(self):
-        random = np.random.default_rng([self.seed, self.step])
-        coefficients, rotations, shifts = (self._put(part) for part in self.draw(BATCH, random))
         rate = min(1, (self.step + 1) / _WARM_UP) * (1 + np.cos(np.pi * self.step / self.n_steps)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * rate
-        columns, moved = self.network(self._weights, coefficients)
-        loss = (columns - rotations[:, :, :2]).square().sum(dim=(1, 2)).mean()
-        loss = loss + (moved - shifts / self.shift_scale).square().sum(dim=1).mean()
+        loss = self.loss(self._weights, self.step, BATCH, np.random.default_rng([self.seed, self.step]))
         self.optimizer.zero_grad()
         loss.backward()
         self.torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
@@ -111,7 +98,37 @@ class PoseTraining:
         self.step, self.losses = info["step"], list(info["losses"])
 
 
-def evaluate_network(network, weights, coefficients, shift_scale, device):
+class ReprojectionLoss:
+    """Mean squared error of the columns of known poses, and of shifts.
+
+    The network's columns come to be the expectation of ``R[:, :2]`` given the image: the shorter, the less is known.
+
+    Parameters
+    ----------
+    network : callable
+        Of :mod:`skcryo.orientation._pose_net_architectures`.
+    draw : callable
+        ``draw(n, random)`` gives coefficients (n, n_components), rotations (n, 3, 3), shifts (n, 2) of images.
+    shift_scale : float
+        Pixels; that shifts are counted in.
+    device : torch.device
+    """
+
+    def __init__(self, network, draw, shift_scale, device):
+        self.network, self.draw, self.shift_scale, self.device = network, draw, shift_scale, device
+
+    def __call__(self, weights, step, size, random):
+        """Loss of `size` images."""
+        torch = import_torch("EquivariantPoseNet")
+        coefficients, rotations, shifts = (
+            torch.as_tensor(np.asarray(part, dtype=np.float32), device=self.device) for part in self.draw(size, random)
+        )
+        columns, moved, _ = self.network(weights, coefficients)
+        loss = (columns - rotations[:, :, :2]).square().sum(dim=(1, 2)).mean()
+        return loss + (moved - shifts / self.shift_scale).square().sum(dim=1).mean()
+
+
+def evaluate_network(network, weights, coefficients, shift_scale, device, *, half_turns=False):
     """Poses by the network.
 
     Parameters
@@ -122,6 +139,8 @@ def evaluate_network(network, weights, coefficients, shift_scale, device):
     shift_scale : float
         Pixels.
     device : torch.device
+    half_turns : bool, default=False
+        Whether poses that are more likely half a turn off are turned.
 
     Returns
     -------
@@ -140,7 +159,9 @@ def evaluate_network(network, weights, coefficients, shift_scale, device):
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
             x = torch.as_tensor(coefficients[part], dtype=dtype, device=device)
-            columns[part], moved[part] = map(to_numpy, network(put, x))
+            columns[part], moved[part], turned = map(to_numpy, network(put, x))
+            if half_turns:
+                columns[part] *= np.where(turned > 0, -1, 1)[:, None, None]
 
     def squared_values():
         return np.maximum(np.linalg.eigvalsh(np.swapaxes(columns, 1, 2) @ columns), 0)

@@ -1,0 +1,239 @@
+"""From images to poses: the network, Gauss-Newton steps, a search for those that are lost; and how far off they are."""
+
+import numpy as np
+
+from .._torch import resolve_device
+from ..alignment import FourierImages, pose_normal_equations, refine_poses
+from ..projection import VolumeProjector
+from ..reconstruction._ab_initio_refine import add_images, best_contrast, search_and_refine, solve_volume
+from ..reconstruction._accumulator import FourierAccumulator
+from ..rotations import geodesic_distance
+from ._pose_net_architectures import ARCHITECTURES
+from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
+from ._pose_net_reprojections import Reprojections
+from ._pose_net_training import evaluate_network
+from ._pose_net_uncertainty import ErrorModel
+from ._pose_refinement import moved_back
+
+__all__ = ["PosePredictor"]
+
+_CONTRAST_STD = 0.2
+_REFINE_STEPS = 3
+_SEARCH_BAND = 14.0
+_FAR_SHIFT = 1.0  # pixels from which images are centred and seen again
+_LEVEL = 0.9
+_UNSURE = 10.0  # degrees that poses may be off, by what is known of them, to be searched for anew
+_MANY, _N_SEARCHED = 0.15, 400  # if more than this share is, errors are learnt from fewer projections
+_N_CLEAN, _N_COMPARED = 100, 500
+
+
+class PosePredictor:
+    """A trained network and the volume that its poses are refined against.
+
+    Parameters
+    ----------
+    architecture : str
+    weights : dict of str to ndarray
+    inputs : SteerableInputs
+    shift_range, shift_unit : float
+        Pixels: the largest shift, and what the network counts shifts in.
+    expectations : bool
+        Whether the network was trained to give expectations, and shifts. One trained by common lines gives neither, but
+        says which of two poses half a turn apart is the likelier.
+    """
+
+    def __init__(self, architecture, weights, inputs, shift_range, shift_unit, *, expectations):
+        self.architecture, self.weights, self.inputs = architecture, weights, inputs
+        self.shift_range, self.shift_unit, self.expectations = shift_range, shift_unit, expectations
+        self.volume = None
+
+    def by_network(self, images, device):
+        """Poses by the network alone; of images that may be far off centre, again after they are centred.
+
+        Parameters
+        ----------
+        images : FourierImages of n images
+        device : str
+
+        Returns
+        -------
+        dict of ndarray
+            ``rotations`` (n, 3, 3), ``shifts`` (n, 2) in pixels, ``known`` (n, 3): how far the columns are from length
+            1.
+        """
+        network = ARCHITECTURES[self.architecture](self.inputs.sizes)
+        device = resolve_device(device, caller="EquivariantPoseNet")
+        moved, shifts = images, 0.0
+        for last in (self.shift_range < _FAR_SHIFT or not self.expectations, True):
+            rotations, more, squares = evaluate_network(
+                network, self.weights, self.inputs(moved), self.shift_unit, device, half_turns=not self.expectations
+            )
+            shifts = shifts + more * self.expectations
+            if last:
+                break
+            shifts = np.clip(shifts, -self.shift_range, self.shift_range)
+            moved = moved_back(images, shifts)
+        spread = np.maximum(1 - np.clip(squares, 0, 1), 1e-4)
+        known = np.sqrt(np.concatenate([spread, spread.sum(axis=1, keepdims=True)], axis=1))
+        return {"rotations": rotations, "shifts": shifts, "known": known}
+
+    def refined(self, images, found, n_jobs):
+        """Poses after Gauss-Newton steps from where they are.
+
+        Parameters
+        ----------
+        images : FourierImages of n images
+        found : dict of ndarray
+            ``rotations``, ``shifts``, ``known`` of :meth:`by_network`.
+        n_jobs : int
+
+        Returns
+        -------
+        dict of ndarray
+            ``rotations``, ``shifts``, ``contrast`` (n,), ``log_likelihood`` (n,) above that of no particle, ``known``.
+        """
+        projector = VolumeProjector(self.volume)
+        fit = refine_poses(
+            images, projector, found["rotations"], found["shifts"], contrast_std=_CONTRAST_STD, n_steps=_REFINE_STEPS,
+            n_jobs=n_jobs,
+        )  # fmt: skip
+        contrast = best_contrast(fit, _CONTRAST_STD)
+        hessian = pose_normal_equations(images, projector, fit.rotations, fit.shifts, contrast=contrast)[0]
+        largest = np.einsum("nii->ni", hessian).max(axis=1, keepdims=True)
+        hessian[:, np.arange(5), np.arange(5)] += 1e-6 * largest + 1e-9
+        variance = np.linalg.inv(hessian)[:, np.arange(3), np.arange(3)].sum(axis=1)
+        explained = 2 * contrast * fit.cross - contrast**2 * fit.power
+        moved = geodesic_distance(fit.rotations, found["rotations"])
+        known = [np.sqrt(variance), 1 / np.maximum(explained, 1.0), moved + 0.01, found["known"][:, -1]]
+        return {
+            "rotations": fit.rotations,
+            "shifts": fit.shifts,
+            "contrast": contrast,
+            "log_likelihood": explained,
+            "known": np.stack(known, axis=1),
+        }
+
+    def poses(self, images, device, n_jobs):
+        """Poses by the network, refined; of images that this leaves unsure, by a search over all poses too.
+
+        Parameters and returns as of :meth:`refined`.
+        """
+        first = self.by_network(images, device)
+        found = self.refined(images, first, n_jobs)
+        rows = np.flatnonzero(self._unsure(found))
+        if len(rows):
+            part = images.take(rows)
+            searched = self._searched(part, n_jobs)
+            start = {"rotations": searched.rotations, "shifts": searched.shifts, "known": first["known"][rows]}
+            other = self.refined(part, start, n_jobs)
+            better = other["log_likelihood"] > found["log_likelihood"][rows]
+            for name, value in other.items():
+                found[name][rows[better]] = value[better]
+        return found
+
+    def _unsure(self, found):
+        return self._first_errors.quantile(found["known"], _LEVEL) > _UNSURE
+
+    def _searched(self, images, n_jobs):
+        return search_and_refine(
+            images, VolumeProjector(self.volume), max_shift=self.shift_range, contrast_std=_CONTRAST_STD, n_best=3,
+            band=min(_SEARCH_BAND, float(images.radii[-1])), n_jobs=n_jobs,
+        )  # fmt: skip
+
+    def errors(self, refined):
+        """The :class:`ErrorModel` of poses of :meth:`poses`, or of :meth:`by_network`."""
+        return self._refined_errors if refined else self._network_errors
+
+    def calibrate(self, refinement, volume, n, seed, device, n_jobs):
+        """Take a volume to refine against, and learn errors from projections of known poses.
+
+        They are made of the volume plus half the difference of two volumes, each from half of the images, which differs
+        from it as the true one does, and have the data's noise, CTFs, contrasts and shifts.
+
+        Parameters
+        ----------
+        refinement : PoseRefinement
+            Of the data.
+        volume : ndarray of shape (box, box, box)
+        n : int
+            Projections.
+        seed, device, n_jobs
+
+        Returns
+        -------
+        errors : ndarray of shape (at most n,)
+            Degrees, of :meth:`poses`.
+        ambiguous : float
+            Share of projections without noise whose pose is found more than 20 degrees away all the same; looked at
+            only if a tenth of those with noise are.
+        """
+        self.volume = volume
+        true = volume + _half_difference(refinement, len(volume), seed, n_jobs)
+        images = refinement.images
+        source = Reprojections(
+            images, VolumeProjector(true), refinement.contrast, None, max_shift=self.shift_range, n_views=n, seed=seed +
+            1
+        )  # fmt: skip
+        clean, noise, filters, rotations, _ = source.draw_values(n, np.random.default_rng([seed, 3]))
+
+        def angles(found):
+            return np.degrees(geodesic_distance(found["rotations"], rotations[: len(found["rotations"])]))
+
+        projections = FourierImages(clean + noise, filters, images.points, images.L)
+        found = self.by_network(projections, device)
+        self._network_errors = ErrorModel(found["known"], angles(found))
+        found = self.refined(projections, found, n_jobs)
+        self._first_errors = ErrorModel(found["known"], angles(found))
+        if self._unsure(found).mean() > _MANY:
+            projections = projections.take(slice(_N_SEARCHED))
+        found = self.poses(projections, device, n_jobs)
+        errors, ambiguous = angles(found), 0.0
+        self._refined_errors = ErrorModel(found["known"], errors)
+        if (errors > 20).mean() > 0.1:
+            found = self._searched(FourierImages(clean, filters, images.points, images.L).take(slice(_N_CLEAN)), n_jobs)
+            ambiguous = float((angles({"rotations": found.rotations}) > 20).mean())
+        return errors, ambiguous
+
+    def line_agreement(self, refinement, n_theta, n_partners):
+        """How well images agree along common lines, as a share of how well projections of the volume would.
+
+        Parameters
+        ----------
+        refinement : PoseRefinement
+            Of the data.
+        n_theta, n_partners : int
+            Of :func:`line_bank` and :func:`sample_pairs`.
+
+        Returns
+        -------
+        float
+            Zero or less where the images do not agree at all. Of projections at the same poses, with the same CTFs,
+            shifts and contrasts, and white noise, from the volume: if it is one of the images, they agree as well.
+        """
+        rows, random = slice(_N_COMPARED), np.random.default_rng(0)
+        images, fit = refinement.images.take(rows), refinement.fit.take(rows)
+        model = VolumeProjector(self.volume).slices(fit.rotations, images.points) * images.filters
+        model *= images.centred_phases(fit.shifts).conj() * refinement.contrast[rows, None].astype(np.float32)
+        noise = random.standard_normal((*model.shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
+        projections = FourierImages(model + noise.view(np.complex64)[..., 0], images.filters, images.points, images.L)
+        pairs = sample_pairs(len(images), n_partners, random)
+        agreement = []
+        for seen in (images, projections):
+            bank = line_bank(seen, self.inputs.filters, fit.shifts, n_theta, int(self.inputs.band))
+            agreement.append(1 - common_line_loss(bank, fit.rotations, pairs))
+        return float(agreement[0] / agreement[1]) if agreement[1] > 0 else 0.0
+
+
+def _half_difference(refinement, box, seed, n_jobs):
+    """Half the difference of the volumes of two halves of the images."""
+    images, fit, L = refinement.images, refinement.fit, refinement.images.L
+    halves, order = [], np.random.default_rng([seed, 2]).permutation(len(images))
+    for rows in (np.sort(order[::2]), np.sort(order[1::2])):
+        sums = FourierAccumulator(box)
+        add_images(
+            sums, images.take(rows), fit.rotations[rows], fit.shifts[rows], contrast=refinement.contrast[rows],
+            n_jobs=n_jobs,
+        )  # fmt: skip
+        radius = refinement.mask_radius * box / L
+        halves.append(solve_volume(sums, refinement.power, float(images.radii[-1]), radius))
+    return (halves[0] - halves[1]) / 2

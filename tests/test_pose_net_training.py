@@ -1,0 +1,128 @@
+"""Training of the network of poses: the paper's loss, architectures by name, checkpoints."""
+
+import numpy as np
+import pytest
+
+from skcryo.alignment import FourierImages
+from skcryo.datasets import make_molecule, make_particles
+from skcryo.metrics import pose_error
+from skcryo.orientation import EquivariantPoseNet
+from skcryo.orientation._pose_net_architectures import ARCHITECTURES
+from skcryo.orientation._pose_net_common_lines import CommonLinesLoss, spread_penalty
+from skcryo.orientation._pose_net_lines import common_line_loss, line_bank, sample_pairs
+from skcryo.projection import VolumeProjector
+from skcryo.rotations import random_rotations
+
+torch = pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+L = 24
+
+
+class Fixed:
+    """A network that says given poses, whatever it is shown."""
+
+    def __init__(self, rotations, turned):
+        self.rotations, self.turned = (torch.as_tensor(part, dtype=torch.float32) for part in (rotations, turned))
+
+    def __call__(self, weights, coefficients):
+        rows = coefficients[:, 0].long()
+        return self.rotations[rows, :, :2], torch.zeros(len(rows), 2), self.turned[rows]
+
+
+@pytest.fixture(scope="module")
+def bank():
+    rotations = random_rotations(60, random_state=2)
+    stack = VolumeProjector(make_molecule(L, random_state=2)).project(rotations)
+    images = FourierImages.from_stack(stack, np.ones(L // 2 + 1), max_ring=9)
+    ones = np.ones((1, len(images.points)), dtype=np.float32)
+    return rotations, line_bank(images, lambda part: ones, np.zeros((60, 2)), 180, 8)
+
+
+def loss_at(bank, rotations, turned=None, kind="squared", step=100):
+    turned = np.full(len(rotations), -50.0) if turned is None else turned
+    numbers = np.arange(len(rotations), dtype=np.float32)[:, None]
+    loss = CommonLinesLoss(Fixed(rotations, turned), numbers, bank, kind, 100, "cpu")
+    return float(loss(None, step, len(rotations), np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("kind", ["squared", "product"])
+def test_loss_is_least_at_the_right_poses(bank, kind):
+    rotations, lines = bank
+    right, wrong = loss_at(lines, rotations, kind=kind), loss_at(lines, random_rotations(60, random_state=3), kind=kind)
+    assert right < wrong - 0.3
+    frame = random_rotations(1, random_state=4)[0] @ rotations
+    assert loss_at(lines, frame, kind=kind) == pytest.approx(right, abs=0.05)  # but for how the penalty sees the frame
+
+
+def test_squared_loss_is_the_plain_one(bank):
+    rotations, lines = bank
+    loss = CommonLinesLoss(
+        Fixed(rotations, np.zeros(60)), np.zeros((60, 1), dtype=np.float32), lines, "squared", 10, "cpu"
+    )
+    poses = random_rotations(60, random_state=5)
+    pairs = sample_pairs(60, 20, np.random.default_rng(1))
+    found = loss._pair_loss(torch.as_tensor(poses, dtype=torch.float32), torch.arange(60), torch.as_tensor(pairs), 10)
+    # that is a share of the power along the lines, here a constant for both: compared at two poses
+    other = loss._pair_loss(
+        torch.as_tensor(rotations, dtype=torch.float32), torch.arange(60), torch.as_tensor(pairs), 10
+    )
+    plain = common_line_loss(lines, poses, pairs), common_line_loss(lines, rotations, pairs)
+    assert float(other) < 0.02 * float(found) and plain[1] < 0.02 * plain[0]
+
+
+def test_half_a_turn_is_chosen_by_its_odds(bank):
+    rotations, lines = bank
+    turned = np.arange(60) % 2 == 0
+    mistaken = rotations @ np.where(turned[:, None, None], np.diag([-1.0, -1.0, 1.0]), np.eye(3))
+    odds = np.where(turned, 50.0, -50.0)
+    assert loss_at(lines, mistaken, odds) == pytest.approx(loss_at(lines, rotations), abs=1e-4)
+    assert loss_at(lines, mistaken) > loss_at(lines, rotations) + 0.2
+    # all of them turned is the other hand, which no image tells
+    assert loss_at(lines, rotations, np.full(60, 50.0)) == pytest.approx(loss_at(lines, rotations), abs=1e-4)
+
+
+def test_rings_march_from_low_to_high(bank):
+    rotations, lines = bank
+    poses = random_rotations(60, random_state=6)
+    low = lines.copy()
+    low[:, :, 5:] = 0
+    # at the start rings beyond the first four do not count; the scale is that of all power
+    scale = np.sqrt(np.square(np.abs(low)).mean() / np.square(np.abs(lines)).mean())
+    penalty = float(spread_penalty(torch.as_tensor(poses[:, :, 2])))
+    first, only_low = (loss_at(part, poses, step=0) - penalty for part in (lines, low))
+    assert first == pytest.approx(only_low * scale**2, rel=1e-3)
+    assert loss_at(lines, poses, step=100) - penalty > first
+
+
+def test_penalty_is_least_for_views_all_over():
+    views = torch.as_tensor(random_rotations(500, random_state=0)[:, :, 2])
+    together = torch.nn.functional.normalize(views + 3, dim=1)
+    assert float(spread_penalty(views)) < 0.5 < float(spread_penalty(together))
+    one = torch.tensor([[0.0, 0.0, 1.0]]).repeat(10, 1)
+    # by hand: 0.15 / 3, then 0.3 * (3 / 3) / 9, then 0.6 * 90 / 100
+    assert float(spread_penalty(one)) == pytest.approx(0.05 + 0.3 / 9 + 0.54, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_gradients_reach_all_weights(architecture):
+    random, sizes = np.random.default_rng(0), [3, 3, 2, 1]
+    network = ARCHITECTURES[architecture](sizes)
+    weights = {name: torch.as_tensor(value).requires_grad_() for name, value in network.initial_weights(random).items()}
+    x = torch.as_tensor(random.standard_normal((8, 2 * sum(sizes) - 3)), dtype=torch.float32)
+    columns, shifts, turned = network(weights, x)
+    assert columns.shape == (8, 3, 2) and shifts.shape == (8, 2) and turned.shape == (8,)
+    (columns.square().sum() + shifts.square().sum() + turned.square().sum()).backward()
+    assert all(value.grad is not None and value.grad.abs().max() > 0 for value in weights.values())
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_common_lines_alone_teach_something():
+    stack, truth = make_particles(make_molecule(L, random_state=0), 200, snr=5.0, random_state=0)
+    estimator = EquivariantPoseNet(
+        training="common-lines", max_shift=0, max_iter=150, n_jobs=1, device="cpu", random_state=0
+    ).fit(stack)
+    assert not hasattr(estimator, "init_")
+    assert estimator.rotations_.shape == (200, 3, 3) and len(estimator.loss_curve_) == 150
+    # unrelated poses score -1
+    assert estimator.score(stack) > -0.9
+    assert pose_error(estimator.predict(stack), estimator.rotations_).median < 30
+    assert truth.rotations.shape == estimator.rotations_.shape
