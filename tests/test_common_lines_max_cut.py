@@ -7,9 +7,11 @@ import pytest
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 
+from skcryo.alignment import PoseFit
 from skcryo.ctf import make_ctf
-from skcryo.datasets import make_molecule, make_particles
+from skcryo.datasets import ImagingConditions, make_molecule, make_particles
 from skcryo.heterogeneity import CommonLinesMaxCut, max_k_cut
+from skcryo.heterogeneity._consensus import contrast_scatter
 from skcryo.heterogeneity._cut_alternation import alternate
 from skcryo.heterogeneity._line_graph import line_misfits, objective, predicted_angles
 from skcryo.metrics import common_line_detection_rate, partition_precision, pose_error
@@ -357,3 +359,26 @@ def test_callbacks_see_the_steps_and_may_stop(particles):
     steps = ["common lines", "consensus", "halves", "classes", "cut"]
     assert [name for name in callback.seen if name in steps] == steps
     assert callback.seen.count("round") == 1 and found.labels_.shape == (160,)
+
+
+@pytest.mark.parametrize("init", ["poses", "lud"])
+def test_contrast_makes_no_classes(init):
+    conditions = ImagingConditions(contrast_std=0.3)
+    molecule = make_molecule(32, random_state=0)
+    stack, truth = make_particles(molecule, 300, preset=conditions, snr=1.0, random_state=0)
+    if init == "poses":
+        stack = stack.replace(rotations=truth.rotations)
+    with pytest.warns(ConvergenceWarning, match="not told apart"):
+        found = CommonLinesMaxCut(2, init=init, angular_step=30, n_init=1, random_state=0).fit(stack)
+    # with one contrast for all, the brighter half was a class, and told apart: a correlation of 0.82
+    assert abs(np.corrcoef(found.labels_, truth.contrast)[0, 1]) < 0.5
+
+
+def test_scatter_of_contrasts_is_measured_beyond_the_noise():
+    random = np.random.default_rng(0)
+    power = random.uniform(50, 150, 20000)
+    for scatter in (0.0, 0.2):
+        contrast = 1 + scatter * random.standard_normal(len(power))
+        cross = contrast * power + np.sqrt(power / 2) * random.standard_normal(len(power))
+        nothing = np.zeros(len(power))
+        assert contrast_scatter(PoseFit(nothing, nothing, nothing, cross, power)) == pytest.approx(scatter, abs=0.02)

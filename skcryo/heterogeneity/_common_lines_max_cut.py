@@ -173,7 +173,9 @@ class CommonLinesMaxCut(
     (``separation_``) and gives the partition that (4) the fit to all images goes on from. (5) Each image's pose is
     refined as a member of each class.
 
-    Choices: classes are numbered by falling share; of refinements (5) there are at most two. A state that all images
+    Choices: classes are numbered by falling share; of refinements (5) there are at most two. Where contrasts scatter by
+    more than 6 % beyond the noise, or `init` is an estimator that found contrasts, each image has its own in the
+    likelihood (20 % about their mean), or classes would be those of contrast. A state that all images
     share, such as a consensus that is wrong everywhere, has no classes: where lines fail, ``separation_`` says so.
 
     References
@@ -371,7 +373,8 @@ class CommonLinesMaxCut(
                 max_shift=self._search_shift, mask_radius=radius, contrast_std=start.contrast_std, grid=self._grid(),
                 max_rounds=_MAX_ROUNDS, half_sets=half_sets, saved=saved, step=round_ended, n_jobs=n_jobs,
             )
-        fit, contrast = refinement.fit, None if start.contrast_std is None else refinement.contrast
+        self._contrast_std = refinement.contrast_prior
+        fit, contrast = refinement.fit, None if refinement.contrast_prior is None else refinement.contrast
         data = (refinement.images, fit.rotations, fit.shifts, contrast)
         options = {"band": _BAND, "mask_radius": radius, "seed": seed, "n_jobs": n_jobs}
         with progress.step("halves"):

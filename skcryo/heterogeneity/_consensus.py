@@ -8,10 +8,12 @@ from ..reconstruction._ab_initio_refine import VolumeRefinement, add_images, sol
 from ..reconstruction._ab_initio_start import signal_power
 from ..reconstruction._accumulator import FourierAccumulator
 
-__all__ = ["consensus_poses"]
+__all__ = ["contrast_scatter", "consensus_poses"]
 
 _FIRST_BAND, _SEARCH_BAND = 8.0, 12.0  # cycles per box
 _ROUNDS = 2  # after the last search
+_SCATTER, _CONTRAST_STD = 0.06, 0.2  # of contrasts: from where on each image has its own, and what is expected then
+_QUARTILES = 1.349  # standard deviations of a normal distribution between them
 _SETTLED = 1.0  # degrees by which the median view moves in a round
 
 
@@ -39,7 +41,8 @@ def consensus_poses(
     mask_radius : float
         Pixels.
     contrast_std : float or None
-        Of the images' contrast about its mean; None: all of one contrast.
+        Of the images' contrast about its mean; None: all of one contrast, unless contrasts scatter by more than 6 %
+        beyond the noise, as those of most real images do. Then each has its own: or classes would be those of contrast.
     grid : dict
         ``n_side`` and ``n_psi`` of the search.
     max_rounds : int
@@ -56,8 +59,8 @@ def consensus_poses(
     Returns
     -------
     refinement : VolumeRefinement
-        With ``fit``, ``contrast``, ``volume``, ``band``, ``images`` in better units of the noise, and ``change``, the
-        degrees by which the median view moved in the last search.
+        With ``fit``, ``contrast``, ``contrast_prior`` (None: all of one), ``volume``, ``band``, ``images`` in better
+        units of the noise, and ``change``, the degrees by which the median view moved in the last search.
     """
     rows = np.arange(len(images)) if rows is None else rows
     band = min(_FIRST_BAND, float(images.radii[-1]))
@@ -89,16 +92,40 @@ def consensus_poses(
     refinement.search_rounds, refinement.last_band = (), float(images.radii[-1])
     for _ in range(_ROUNDS):
         _run_round(refinement, max_shift)
+    if contrast_std is None and contrast_scatter(refinement.fit) > _SCATTER:
+        refinement.contrast_prior = _CONTRAST_STD
+        for _ in range(_ROUNDS):
+            _run_round(refinement, max_shift)
     if search:
         refinement.change = change
     if max_shift == 0:
         fit = refinement.fit
         refinement.fit = refine_poses(
             refinement.images, VolumeProjector(refinement.volume), fit.rotations, fit.shifts, band=refinement.band,
-            contrast_std=contrast_std, refine_shifts=False, n_jobs=n_jobs,
+            contrast_std=refinement.contrast_prior, refine_shifts=False, n_jobs=n_jobs,
         )
-    saved.save("consensus", *refinement.state())
+    arrays, info = refinement.state()
+    saved.save("consensus", arrays, info | {"contrast_prior": refinement.contrast_prior})
     return refinement
+
+
+def contrast_scatter(fit):
+    """Standard deviation of the images' contrasts beyond what noise alone makes of one contrast.
+
+    Parameters
+    ----------
+    fit : PoseFit
+        At contrast 1, in units of the noise.
+
+    Returns
+    -------
+    float
+        0 where they scatter less than that. From quartiles: junk does not count.
+    """
+    contrast = fit.cross / fit.power
+    low, high = np.percentile(contrast, [25, 75])
+    excess = ((high - low) / _QUARTILES) ** 2 - np.median(0.5 / fit.power)
+    return float(np.sqrt(max(excess, 0.0)))
 
 
 def _run_round(refinement, max_shift):
