@@ -165,10 +165,8 @@ def cases(args):
             rows += [(molecule, "paper", snr, 1000, seed) for molecule in ("70S", "make_molecule")]
         rows.append(("70S", "paper, half masked", np.inf, 1000, seed))
         rows += [("8ZPM", "paper", snr, 1000, seed) for snr in (0.5, 0.15) if args.atoms]
-        if seed < 3:
-            rows += [("70S", preset, 0.12, 2000, seed) for preset in ("shifted", "ctf", "experimental")]
-        if seed < 2:
-            rows += [("70S", preset, 0.12, 2000, seed) for preset in ("shifted, init", "ctf, init")]
+        presets = ("shifted", "ctf", "experimental", "shifted, init", "ctf, init")
+        rows += [("70S", preset, 0.12, 2000, seed) for preset in presets]
     rows.append(("70S", "paper", 0.1, 5000, 0))
     return rows
 
