@@ -116,12 +116,24 @@ def _add_classify3d(parser):
     _add_run_options(parser)
 
 
+def _add_poses(parser):
+    _add_input(parser, "STAR, .cs or MRCS files with the particles")
+    _add_pose_search(parser)
+    parser.add_argument(
+        "--steps", type=integer(1), default=1500, metavar="N", help="steps of training (default: %(default)s)"
+    )
+    parser.set_defaults(classes=1)
+    _add_image_options(parser)
+    _add_run_options(parser)
+
+
 _COMMANDS = {
     "demo": _add_demo,
     "classify2d": _add_classify2d,
     "reconstruct": _add_reconstruct,
     "abinitio": _add_abinitio,
     "classify3d": _add_classify3d,
+    "poses": _add_poses,
 }
 
 # ------------------------------------------------------------------------------------- options that commands share

@@ -119,4 +119,32 @@ examples:
   skcryo classify3d run_data.star -k 2 --poses input -o classes
 """,
     ),
+    "poses": Text(
+        help="poses of particles by a network, with how far off they may be",
+        description="""\
+Finds the poses of the particles from nothing but their images, and says of each how far off it may be.
+
+Poses are those of an ab initio volume, refined; a network that is trained on projections of this volume, with the
+noise and the CTFs of the particles, tells what can be known of each (needs torch). Whether to trust them is the
+verdict, told first in the report and last on stderr.
+Writes into the folder OUT:
+  particles.star        all columns of the input, with poses and origins; in skcryoAngleUncertainty the angle in
+                        degrees that the error of a pose stays below for nine particles in ten
+  volume.mrc            the volume of all particles, voxel size set
+  half1.mrc, half2.mrc  the volumes of two half sets
+  fsc.star, fsc.png     the Fourier shell correlation of the half maps
+  slices.png            central slices and projections (needs matplotlib)
+  views.png             map of the viewing directions (needs matplotlib)
+  report.html           verdict, pictures, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same poses.
+""",
+        examples="""\
+examples:
+  skcryo poses particles.star -o poses
+  skcryo poses particles.star --max-shift 20A --mask-radius 120A -o poses
+  skcryo reconstruct poses/particles.star -o volume
+""",
+    ),
 }
