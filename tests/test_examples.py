@@ -42,6 +42,7 @@ def test_every_script_is_tested():
         "plot_ab_initio.py",
         "plot_common_lines_max_cut.py",
         "plot_lud_rotations.py",
+        "plot_pose_net.py",
         "reconstruct_volume.py",
     }
 
@@ -73,6 +74,20 @@ def test_plot_ab_initio(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     # Poses drawn by lot are 100 degrees off.
     assert fitted.converged_ and errors.median < 3
+    assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_pose_net(tmp_path, capsys):
+    pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+    net, euler, errors, held = runpy.run_path(str(EXAMPLES / "plot_pose_net.py"))["main"](tmp_path)
+    names = ["particles.mrcs", "particles.star", "posed.star", "slices.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    # Poses drawn by lot are 100 degrees off.
+    assert net.converged_ and errors.median < 4 and held > 0.75
+    # rot and tilt stay, psi follows the picture, 30 degrees a turn
+    assert np.abs(euler[:, 1] - euler[0, 1]).max() < 3
+    steps = np.mod(np.diff(euler[:, 2]) + 180, 360) - 180
+    assert np.abs(np.abs(steps) - 30).max() < 3
     assert "converged\n" in capsys.readouterr().out
 
 
