@@ -132,9 +132,10 @@ def public_estimators():
             order_matters=True,
             grid={"n_clusters": [1, 2]},
         ),
-        Case(SMLClustering(2, random_state=0), grid={"n_clusters": [1, 2]}),
+        # So certain a prior that probabilities are not all 0 and 1, which would hide what CTFs do to them.
+        Case(SMLClustering(2, alpha=1e4, random_state=0), grid={"n_clusters": [1, 2]}),
         Case(
-            SMLClustering(2, manifold="flat", latent_dim=1, n_components=None, random_state=0),
+            SMLClustering(2, alpha=1e3, n_components=None, random_state=0),
             variant=True,
             grid={"n_clusters": [1, 2]},
         ),

@@ -6,7 +6,10 @@ import scipy.fft
 from ..ctf import evaluate_ctf, evaluate_ctf_radial
 from ..fourier import half_plane
 
-__all__ = ["FourierCoordinates", "PixelCoordinates"]
+__all__ = ["SMALLEST_BOX", "FourierCoordinates", "PixelCoordinates", "find_coordinates", "has_images"]
+
+SMALLEST_BOX = 8
+_MOST_CYCLES = 32  # of the band across the box, by default
 
 
 class FourierCoordinates:
@@ -122,3 +125,23 @@ class PixelCoordinates:
         images = np.zeros((len(coordinates), self.L * self.L), dtype=coordinates.dtype)
         images[:, : self.n_coordinates] = coordinates
         return images.reshape(-1, self.L, self.L)
+
+
+def has_images(stack, n_features):
+    """Whether rows of `n_features` pixels, as a stack, are images that are large enough for Fourier coordinates."""
+    return stack.shape[1] >= SMALLEST_BOX and n_features == stack.shape[1] ** 2
+
+
+def find_coordinates(stack, n_features, pixel_size, resolution):
+    """Coordinates for a stack, of a band up to `resolution` Angstrom (None: 32 cycles across the box)."""
+    L = stack.shape[1]
+    if not has_images(stack, n_features):
+        return PixelCoordinates(n_features, L)
+    band = min(0.5, _MOST_CYCLES / L)
+    if resolution is not None:
+        if pixel_size is None:
+            raise ValueError("resolution needs the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
+        band = min(0.5, pixel_size / resolution)
+        if band * L < 1:
+            raise ValueError(f"resolution={resolution} Angstrom is coarser than the box of {L * pixel_size:g} Angstrom")
+    return FourierCoordinates(L, band, "ring")

@@ -1,10 +1,27 @@
 """Latent nodes of statistical manifold learning, and the functions that carry them to class means."""
 
+from numbers import Integral
+
 import numpy as np
 
-__all__ = ["even_shape", "grid_nodes", "manifold_basis", "sphere_nodes"]
+__all__ = ["check_grid", "even_shape", "grid_nodes", "manifold_basis", "sphere_nodes"]
 
+_WIDEST = 0.6  # of the sphere's radius, or half the grid's longest side: wider, few nodes would all be one
 _KEPT = 1e-10  # of the largest eigenvalue: less spans nothing
+
+
+def check_grid(manifold, grid_shape, latent_dim):
+    """The shape of the grid as a tuple, or None; refused where it or the dimension does not fit the manifold."""
+    if manifold == "sphere" and latent_dim != 2:
+        raise ValueError(f"a sphere has latent_dim=2, got latent_dim={latent_dim}")
+    if grid_shape is None:
+        return None
+    if manifold != "flat":
+        raise ValueError(f"grid_shape={grid_shape} is for manifold='flat', got manifold={manifold!r}")
+    shape = tuple(grid_shape)
+    if not 1 <= len(shape) <= 3 or not all(isinstance(n, Integral) and n >= 1 for n in shape):
+        raise ValueError(f"grid_shape must be one to three positive integers, got {grid_shape}")
+    return shape
 
 
 def even_shape(n, ndim):
@@ -78,7 +95,8 @@ def manifold_basis(manifold, n_nodes, *, shape=None, latent_dim=2, n_basis=None,
         Gaussian functions. None: 0.8 of the nodes along each axis of a flat grid (the paper's number), 0.75 of all
         nodes on a sphere.
     width : float, default=1.0
-        Standard deviation of the Gaussians in spacings of their centres.
+        Standard deviation of the Gaussians in spacings of their centres; at most 0.6 of the radius of the sphere, or of
+        half the longest side of the grid.
     residual : float, default=0.0
         Variance of what each node deviates from the manifold, relative to the mean variance along it.
 
@@ -107,7 +125,7 @@ def manifold_basis(manifold, n_nodes, *, shape=None, latent_dim=2, n_basis=None,
         axes = [s * (np.arange(m) - (m - 1) / 2) for s, m in zip(spacings, centre_shape)]
         centres = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
         spacing = max((s for s, m in zip(spacings, centre_shape) if m > 1), default=1.0)
-    basis = np.concatenate([_gaussians(nodes, centres, width * spacing), np.ones((n_nodes, 1))], axis=1)
+    basis = np.concatenate([_gaussians(nodes, centres, min(width * spacing, _WIDEST)), np.ones((n_nodes, 1))], axis=1)
     basis /= np.sqrt((basis**2).sum(axis=1).mean())
     if residual > 0:
         covariance = (basis @ basis.T + residual * np.eye(n_nodes)) / (1 + residual)

@@ -13,6 +13,7 @@ __all__ = ["SignalSpace", "find_signal_space"]
 _RIDGE = 1e-3  # of the mean CTF^2, against its zeros
 _DENSE = 600  # coordinates up to which all eigenvectors are computed
 _NOISE_ROUNDS = 2
+_ALIKE = 1e-12  # of all power
 _LEAST_NOISE = 1e-3  # of all power: images without noise must not divide by zero
 
 
@@ -31,6 +32,8 @@ class SignalSpace:
         Of the images along the components, in units of the noise, descending.
     ring_variances : ndarray of shape (n_rings,)
         Mean variance of the images in a coordinate of each ring, in units of the noise.
+    n_significant : int
+        Components that stand out of the noise.
     """
 
     mean: np.ndarray
@@ -38,6 +41,7 @@ class SignalSpace:
     components: np.ndarray
     variances: np.ndarray
     ring_variances: np.ndarray
+    n_significant: int
 
 
 def find_signal_space(data, n_components):
@@ -72,21 +76,21 @@ def find_signal_space(data, n_components):
     filtered, squares, power = _first_moments(data)
     spread = squares[coordinates.groups]
     mean = filtered / (spread + _RIDGE * spread.mean())
+    exact = filtered**2 / np.where(spread > 0, spread, 1)
+    if (power - ring_sums(exact, coordinates)).sum() <= _ALIKE * power.sum():
+        raise ValueError(f"the n_samples={len(data)} images are all alike: there is nothing to classify")
     power = power - ring_sums(mean * (2 * filtered - mean * spread), coordinates)
-    if power.sum() <= 0 or not power.sum() > 1e-12 * (mean**2).sum():
-        raise ValueError("the images are all alike: there is nothing to classify")
     power = np.maximum(power, 1e-6 * power.max())
     moments, overlap = _second_moments(data, mean)
     overlap += _RIDGE * np.diag(overlap).mean()
     noise = power / (total * coordinates.ring_sizes)
-    shrunk = None
     for _ in range(_NOISE_ROUNDS):
         sigma = np.sqrt(noise)[coordinates.rings]
         covariance = moments / np.outer(sigma, sigma)
         covariance[np.diag_indices_from(covariance)] -= spread
         covariance /= overlap[np.ix_(coordinates.groups, coordinates.groups)]
         values, vectors = _largest(covariance, min(n_components, len(covariance)))
-        shrunk = _shrunk(values, coordinates.n_coordinates / total, squares.mean() / total)
+        shrunk, n_significant = _shrunk(values, coordinates.n_coordinates, total, squares.mean() / total)
         signal = (vectors**2 @ shrunk) * sigma**2
         left = power - ring_sums(signal * spread, coordinates)
         noise = np.maximum(left, _LEAST_NOISE * power) / (total * coordinates.ring_sizes)
@@ -94,7 +98,7 @@ def find_signal_space(data, n_components):
     last = np.sqrt(noise)[coordinates.rings] / sigma
     components, variances = _in_units(vectors, shrunk, 1 / last)
     ring_variances = ring_sums(components**2 @ variances, coordinates) / coordinates.ring_sizes
-    return SignalSpace(mean, noise[coordinates.rings], components, variances, ring_variances)
+    return SignalSpace(mean, noise[coordinates.rings], components, variances, ring_variances, n_significant)
 
 
 def _first_moments(data):
@@ -142,13 +146,20 @@ def _largest(covariance, n):
     return values, vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))])
 
 
-def _shrunk(values, ratio, mean_square):
-    """Variances of the signal from eigenvalues of a covariance with white noise of variance 1 taken off."""
-    scaled = values * mean_square - ratio
-    inside = scaled**2 - 4 * ratio
-    above = (scaled > 0) & (inside > 0)
-    signal = np.where(above, (scaled + np.sqrt(np.maximum(inside, 0))) / 2, 0)
-    return np.maximum(signal, np.sqrt(ratio) / 4) / mean_square
+def _shrunk(values, n_coordinates, n_images, mean_square):
+    """Variances of the signal from eigenvalues of a covariance with white noise of variance 1 taken off.
+
+    And how many of them noise alone would not reach in 99 of 100 cases (Johnstone 2001, Tracy-Widom law).
+    """
+    ratio = n_coordinates / n_images
+    scaled = values * mean_square
+    inside = (scaled - ratio) ** 2 - 4 * ratio
+    above = (scaled > ratio) & (inside > 0)
+    signal = np.where(above, (scaled - ratio + np.sqrt(np.maximum(inside, 0))) / 2, 0)
+    roots = np.sqrt(n_images) + np.sqrt(n_coordinates)
+    width = roots / n_images * (1 / np.sqrt(n_images) + 1 / np.sqrt(n_coordinates)) ** (1 / 3)
+    n_significant = int(np.count_nonzero(1 + scaled > roots**2 / n_images + 2 * width))
+    return np.maximum(signal, np.sqrt(ratio) / 4) / mean_square, n_significant
 
 
 def _in_units(vectors, variances, scale):
