@@ -5,4 +5,10 @@ from ._neighbor_averages import NearestNeighborAverages
 from ._sml import SMLClustering
 from ._wasserstein_kmeans import RotInvWassersteinKMeans
 
-__all__ = ["NearestNeighborAverages", "RotInvWassersteinKMeans", "SMLClustering", "rotation_invariant_distances", "wavelet_emd"]
+__all__ = [
+    "NearestNeighborAverages",
+    "RotInvWassersteinKMeans",
+    "SMLClustering",
+    "rotation_invariant_distances",
+    "wavelet_emd",
+]
