@@ -42,6 +42,7 @@ def test_every_script_is_tested():
         "plot_ab_initio.py",
         "plot_common_lines_max_cut.py",
         "plot_lud_rotations.py",
+        "plot_sml.py",
         "plot_pose_net.py",
         "reconstruct_volume.py",
     }
@@ -89,6 +90,14 @@ def test_plot_pose_net(tmp_path, capsys):
     steps = np.mod(np.diff(euler[:, 2]) + 180, 360) - 180
     assert np.abs(np.abs(steps) - 30).max() < 3
     assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_sml(tmp_path, capsys):
+    sml, shares = runpy.run_path(str(EXAMPLES / "plot_sml.py"))["main"](tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["angles.png", "map.png"]
+    # By chance 1.7 % of the pairs are within 15 degrees.
+    assert sml.converged_ and shares["manifold learning"] > max(0.15, shares["PCA and k-means"])
+    assert capsys.readouterr().out.count("held-out") == 3
 
 
 def test_plot_common_lines_max_cut(tmp_path, capsys):
