@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
@@ -128,10 +129,22 @@ def test_noise_is_not_trusted():
     pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
     noise = np.random.default_rng(1).standard_normal((200, L, L)).astype(np.float32)
     estimator = EquivariantPoseNet(init=random_rotations(200, random_state=0), max_shift=0, max_iter=50, random_state=0)
-    with pytest.warns(Warning, match="did not converge"):
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
         estimator.fit(noise)
     assert not estimator.converged_
     assert np.median(estimator.predict_uncertainty(noise)) > 60
+
+
+def test_a_symmetric_particle_is_called_ambiguous():
+    pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+    half = make_molecule(25, random_state=0)
+    stack, truth = make_particles(half + half[:, ::-1, ::-1], 120, snr=2.0, random_state=0)
+    estimator = EquivariantPoseNet(
+        init=truth.rotations, max_shift=0, max_iter=150, n_jobs=1, device="cpu", random_state=0
+    )
+    with pytest.warns(ConvergenceWarning, match="poses are ambiguous, the particle being symmetric"):
+        estimator.fit(stack)
+    assert estimator.ambiguous_ and not estimator.converged_
 
 
 class StopAfter:

@@ -3,11 +3,11 @@
 import numpy as np
 
 from .._torch import resolve_device
-from ..alignment import FourierImages, pose_normal_equations, refine_poses
+from ..alignment import FourierImages, pose_normal_equations, refine_poses, search_poses
 from ..projection import VolumeProjector
 from ..reconstruction._ab_initio_refine import add_images, best_contrast, search_and_refine, solve_volume
 from ..reconstruction._accumulator import FourierAccumulator
-from ..rotations import geodesic_distance
+from ..rotations import geodesic_distance, random_rotations, so3_grid
 from ._pose_net_architectures import ARCHITECTURES
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_reprojections import Reprojections
@@ -25,7 +25,8 @@ _FAR_SHIFT = 1.0  # pixels from which images are centred and seen again
 _LEVEL = 0.9
 _UNSURE = 10.0  # degrees that poses may be off, by what is known of them, to be searched for anew
 _MANY, _N_SEARCHED = 0.15, 400  # if more than this share is, errors are learnt from fewer projections
-_N_CLEAN, _N_COMPARED = 100, 500
+_N_COMPARED = 500
+_N_RESEMBLING, _N_CANDIDATES, _FAR_ANGLE = 60, 200, np.deg2rad(30)
 
 
 class PosePredictor:
@@ -189,12 +190,39 @@ class PosePredictor:
         if self._unsure(found).mean() > _MANY:
             projections = projections.take(slice(_N_SEARCHED))
         found = self.poses(projections, device, n_jobs)
-        errors, ambiguous = angles(found), 0.0
+        errors = angles(found)
         self._refined_errors = ErrorModel(found["known"], errors)
-        if (errors > 20).mean() > 0.1:
-            found = self._searched(FourierImages(clean, filters, images.points, images.L).take(slice(_N_CLEAN)), n_jobs)
-            ambiguous = float((angles({"rotations": found.rotations}) > 20).mean())
-        return errors, ambiguous
+        return errors
+
+    def resemblance(self, images, seed, n_jobs):
+        """How well projections of the volume fit poses far from their own.
+
+        Parameters
+        ----------
+        images : FourierImages
+            The data, for its points and filters.
+        seed, n_jobs : int
+
+        Returns
+        -------
+        float
+            Of 60 projections without noise, the median share of their power that the best pose more than 30 degrees
+            away explains: 1 for a symmetric particle, less than 0.5 for the 70S ribosome.
+        """
+        projector, true = VolumeProjector(self.volume), random_rotations(_N_RESEMBLING, seed)
+        filters = np.sqrt(np.square(images.filters).mean(axis=0, keepdims=True))
+        values = projector.slices(true, images.points) * filters
+        clean = FourierImages(values, filters, images.points, images.L)
+        grid, nowhere = so3_grid(4, 24), np.zeros((1, 2))
+        band = min(_SEARCH_BAND, float(images.radii[-1]))
+        found = search_poses(clean, projector, grid, nowhere, band=band, n_best=_N_CANDIDATES, n_jobs=n_jobs)
+        far = geodesic_distance(grid[found.rotation], true[:, None]) > _FAR_ANGLE
+        first = found.rotation[np.arange(len(true)), far.argmax(axis=1)]
+        fit = refine_poses(clean, projector, grid[first], np.zeros((len(true), 2)), n_steps=5, band=band, n_jobs=n_jobs)
+        power = np.square(np.abs(values[:, : clean.n_points(band)])).sum(axis=1, dtype=np.float64)
+        share = fit.cross**2 / np.maximum(fit.power * power, 1e-30)
+        still_far = far.any(axis=1) & (geodesic_distance(fit.rotations, true) > _FAR_ANGLE)
+        return float(np.median(np.where(still_far & (fit.cross > 0), share, 0)))
 
     def line_agreement(self, refinement, n_theta, n_partners):
         """How well images agree along common lines, as a share of how well projections of the volume would.
