@@ -156,9 +156,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     Choices: coefficients of angular frequency 12 at most; layers of 64 channels with frequencies up to 12, 6, 4, 3, 2
     and 1; SiLU instead of the paper's ELU, whose kink makes frequencies without end: it takes fewer angles to be
-    equivariant, and errors come out a fifth smaller after as many steps. The network's answer is the expectation of the
-    pose's columns given the image, by mean squared error; projected to the nearest rotation as in section 4.1. Of the
-    paper's common-lines loss :meth:`score` is made; trained by it, networks did not reach vector diffusion maps there.
+    equivariant, and errors came out a sixth smaller after as many steps. The network's answer is the expectation of the
+    pose's columns given the image, by mean squared error, projected to the nearest rotation as in section 4.1. Images
+    off centre are seen twice, the second time with the shift undone that the network saw first. Images whose pose may
+    be more than 10 degrees off after they were refined are searched for on a grid over all poses. With
+    ``training="common-lines"`` each image is compared with 50 others in a step, where the paper has 200, and lines are
+    interpolated between 180 rays.
 
     References
     ----------
