@@ -253,7 +253,7 @@ class RadialLines:
         """Logarithm of what normalises the slopes' likelihood at angles of given cosines between the planes."""
         found = [self.statistics.canonical(part, self.n_coordinates, derivative=True) for part in (0, 1)]
         squares = np.concatenate([part.correlation for part in found]) ** 2
-        return -sum(np.log1p(-np.square(cosines) * square) for square in squares) / 2
+        return -np.log1p(-np.square(cosines)[..., None] * squares).sum(axis=-1) / 2
 
     def _pad(self, x):
         missing = self.n_coordinates - x.shape[2]
