@@ -370,7 +370,11 @@ def test_noise_and_mean_are_found_through_ctfs():
     frequency = (np.arange(coordinates.n_rings) + 1) / 14
     noise = np.bincount(coordinates.rings, space.noise) / coordinates.ring_sizes * (1 + 3 * frequency) ** 2
     assert noise.max() / noise.min() < 1.6  # the images' own power, CTF and all, would give 3 or more
-    # 15 components hold 0.58 at best, 0.12 by chance
-    centred = (truth - mean) / np.sqrt(space.noise)
-    left = centred - centred @ space.components @ space.components.T
-    assert (left**2).sum() < 0.65 * (centred**2).sum()
+    # of what is seen through CTFs, components hold nearly as much as the best 15
+    seen = np.sqrt((coordinates.ctf_factors(X.ctf, PIXEL_SIZE) ** 2).mean(axis=0))[coordinates.groups]
+    components = space.components * seen[:, None]
+    np.testing.assert_allclose(components.T @ components, np.eye(15), atol=0.1)
+    centred = (truth - mean) / np.sqrt(space.noise) * seen
+    best = np.linalg.eigvalsh(centred.T @ centred)[-15:].sum() / (centred**2).sum()
+    left = centred - centred @ components @ components.T
+    assert (left**2).sum() < (1.1 - best) * (centred**2).sum()

@@ -20,7 +20,7 @@ class SubspaceMixture:
     ----------
     basis : ndarray of shape (n_clusters, n_functions), float64
     components : ndarray of shape (n_coordinates, n_components)
-        Orthonormal, in units of the noise.
+        In units of the noise; they need not be orthonormal.
     variances : ndarray of shape (n_components,)
         Of the class means under the prior with ``alpha = 1``.
     alpha : float
