@@ -226,6 +226,7 @@ def test_dark_particles_are_noticed(particles, tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
 from skcryo.reconstruction import AbInitioVolume, _ab_initio_fit as module
 AbInitioVolume._seconds_between_checkpoints = 0.0
 save, n = module.save_checkpoint, []

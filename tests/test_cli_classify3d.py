@@ -198,6 +198,7 @@ def test_classes_that_a_chain_joins_are_one():
 
 KILLED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
 import skcryo.io
 from skcryo.reconstruction import _fourier_reconstructor
 from skcryo._cli import _run_folder

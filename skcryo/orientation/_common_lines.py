@@ -185,7 +185,8 @@ def _upper_share(scores):
         spread = weights[0] * (centres - high) ** 2 + weights[1] * (centres - low) ** 2
         variance = max(spread.sum() / counts.sum(), np.finfo(np.float32).tiny)
     log_odds = np.log(share / (1 - share)) + (high - low) * (scores - (high + low) / 2) / variance
-    confidences = scipy.special.expit(log_odds).astype(np.float32)
+    # two normal distributions are a rough model: nothing is certain, and no image is without lines
+    confidences = np.clip(scipy.special.expit(log_odds), 1e-3, 1).astype(np.float32)
     np.fill_diagonal(confidences, 0)
     return confidences
 
