@@ -220,7 +220,17 @@ class RadialLines:
         return fine, penalty, slopes, coarse.astype(np.float32), weights.astype(np.float32)
 
     def line_features(self, rows, shift=0.0):
-        """Features and penalties of ``FINE * n_lines`` lines, see :meth:`features`."""
+        """Features and penalties of ``FINE * n_lines`` lines.
+
+        Parameters
+        ----------
+        rows, shift : as in :meth:`features`
+
+        Returns
+        -------
+        features : ndarray of shape (n, FINE * n_lines, 2 n_coordinates), float32
+        penalty : ndarray of shape (n, FINE * n_lines), float32
+        """
         n_fine = FINE * self.n_lines
         if self.statistics is None:
             fine = np.concatenate([self._pad(x) for x in self._normalised(rows, shift)], axis=2)
@@ -239,6 +249,17 @@ class RadialLines:
 
         At an angle between the planes of cosine c, the log-likelihood ratio is c times the product of the features,
         less c^2 times both penalties, plus :meth:`slope_log_norm`.
+
+        Parameters
+        ----------
+        rows, shift : as in :meth:`features`
+        n_lines : int
+            On half of the circle.
+
+        Returns
+        -------
+        features : ndarray of shape (n, n_lines, 2 n_coordinates), float32
+        penalty : ndarray of shape (n, n_lines), float32
         """
         slopes, penalty = [], 0.0
         for part in (0, 1):
@@ -277,7 +298,17 @@ class RadialLines:
         return [slice(start, min(start + _BLOCK, len(self))) for start in range(0, len(self), _BLOCK)]
 
     def kernel_lines(self, rows, shift=0.0):
-        """:meth:`features` as the compiled search reads them."""
+        """:meth:`features` as the compiled search reads them.
+
+        Parameters
+        ----------
+        rows, shift : as in :meth:`features`
+
+        Returns
+        -------
+        Lines
+            Of ``_ext/_common_lines.pyx``.
+        """
         fine, fine_penalty, slopes, penalty, weights = self.features(rows, shift)
         n, _, width = fine.shape
         n_padded = -(-self.n_lines // _kernels.LANES) * _kernels.LANES
