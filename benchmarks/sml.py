@@ -8,7 +8,7 @@ from 1.0 to 2.5 um and the SNR that of filtered images. "f15" is the share of pa
 directions are within 15 degrees: it compares at equal numbers of classes. "effective" is the exponential of the entropy
 of the occupancy. Seconds are CPU seconds of one thread for the whole fit.
 
-"limit": every image given to the likeliest of as many noise-free projections, evenly spread.
+"limit": every image given to the likeliest of as many noise-free projections, evenly spread (without CTFs).
 With ``--speed`` instead: CPU seconds of one iteration on images of 64 px, beside scikit-learn's GaussianMixture.
 """
 
@@ -94,16 +94,8 @@ def pca_kmeans(stack, rotations, n_clusters):
 def limit(stack, rotations, n_clusters, volume):
     templates, _ = project(volume, views(sphere_nodes(n_clusters)))
     templates -= templates.mean(axis=(1, 2), keepdims=True)
-    images = np.asarray(stack)
-    if stack.ctf is not None:
-        # one CTF for the templates' norm: the mean square by pixel would be needed, so each image meets its own
-        scores = np.empty((len(images), n_clusters), dtype=np.float32)
-        for k, template in enumerate(templates):
-            seen = apply_ctf(np.broadcast_to(template, images.shape), stack.ctf, stack.pixel_size)
-            scores[:, k] = np.einsum("ijk,ijk->i", images, seen) - np.einsum("ijk,ijk->i", seen, seen) / 2
-    else:
-        flat = templates.reshape(n_clusters, -1)
-        scores = images.reshape(len(images), -1) @ flat.T - (flat**2).sum(axis=1) / 2
+    flat = templates.reshape(n_clusters, -1)
+    scores = np.asarray(stack).reshape(len(stack), -1) @ flat.T - (flat**2).sum(axis=1) / 2
     return row(scores.argmax(axis=1), rotations, 0.0)
 
 
@@ -126,7 +118,8 @@ def quality(args):
                 stack, rotations = simulate(volumes[name], n_images, snr, with_ctf, seed)
                 case = {"molecule": name, "seed": seed, "n_images": n_images, "n_clusters": n_clusters, "snr": snr}
                 case["ctf"] = with_ctf
-                case["limit"] = limit(stack, rotations, n_clusters, volumes[name])
+                if not with_ctf:
+                    case["limit"] = limit(stack, rotations, n_clusters, volumes[name])
                 for method in args.methods:
                     case[method] = METHODS[method](stack, rotations, n_clusters)
                 rows.append(case)
