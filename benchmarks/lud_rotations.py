@@ -172,11 +172,12 @@ def cases(args):
 
 
 def aspire_task(args, snr, seed, method):
-    """One row beside ASPIRE: by one of its settings, or by LUDRotations (method "skcryo")."""
+    """One row beside ASPIRE: by one of its settings, or by LUDRotations ("skcryo")."""
     _, stack, truth = make(args, "70S", "paper", snr, 500, seed)
-    if method == "skcryo":
+    if method.startswith("skcryo"):
+        refine = None if method.endswith("lines alone") else "volume"
         start = time.process_time()
-        rotations = LUDRotations(n_jobs=1, device="cpu").fit(stack).rotations_
+        rotations = LUDRotations(refine=refine, n_jobs=1, device="cpu").fit(stack).rotations_
         seconds = time.process_time() - start
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +205,7 @@ def main():
     args = parser.parse_args()
     if args.aspire_python:
         fields, key, function = ASPIRE_FIELDS, ASPIRE_FIELDS[:3], aspire_task
-        methods = ("skcryo", "LUD", "LUD, alpha 2/3", "sync voting")
+        methods = ("skcryo", "skcryo, lines alone", "LUD", "LUD, alpha 2/3", "sync voting")
         todo = [(snr, seed, m) for seed in args.seeds for snr in (np.inf, 0.5, 0.15) for m in methods]
     else:
         fields, key, function = FIELDS, KEY, task
