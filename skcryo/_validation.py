@@ -46,7 +46,9 @@ __all__ = [
     "is_stack_of_images",
     "iter_finite_chunks",
     "num_images",
+    "padded_to",
     "resolve_ctf",
+    "resolve_optics",
     "resolve_pixel_size",
     "rows_to_images",
     "validate_data",
@@ -419,6 +421,31 @@ def resolve_pixel_size(
     return float(pixel_size)
 
 
+def resolve_optics(X: Any, ctf: np.ndarray | None = None) -> tuple[float | None, np.ndarray | None]:
+    """Pixel size and CTF records of the images, of which CTFs want a pixel size.
+
+    Parameters
+    ----------
+    X : ParticleStack of n_images images
+    ctf : structured array of shape (n_images,), default=None
+        Explicit records; None takes what `X` carries, if any.
+
+    Returns
+    -------
+    pixel_size : float or None
+    ctf : structured array of shape (n_images,) or None
+
+    Raises
+    ------
+    ValueError
+        If there are CTFs but no pixel size.
+    """
+    pixel_size, ctf = resolve_pixel_size(X), resolve_ctf(X, ctf)
+    if ctf is not None and pixel_size is None:
+        raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
+    return pixel_size, ctf
+
+
 def check_sample_weight(sample_weight: Any, X: Any, *, dtype: Any = None) -> np.ndarray:
     """Weights of the images, ones when None: finite, not negative, not all zero.
 
@@ -442,3 +469,28 @@ def check_sample_weight(sample_weight: Any, X: Any, *, dtype: Any = None) -> np.
             raise ValueError(f"sample_weight has {len(sample_weight)} entries but X has {n_images} images")
     rows = np.broadcast_to(np.float32(0), (n_images, 1))
     return _check_sample_weight(sample_weight, rows, dtype=dtype, ensure_non_negative=True)
+
+
+def padded_to(stack: Any, smallest: int) -> Any:
+    """Images in a box of at least `smallest` pixels, with zeros around, their centre where it was.
+
+    Parameters
+    ----------
+    stack : ParticleStack of shape (n_images, L, L)
+    smallest : int
+
+    Returns
+    -------
+    ParticleStack
+        The same if the box is large enough; else in memory, with pixel size, CTFs and poses.
+    """
+    from .particles import as_stack
+
+    missing = smallest - stack.shape[1]
+    if missing <= 0:
+        return stack
+    width = ((missing + 1) // 2, missing // 2)
+    padded = as_stack(np.pad(np.asarray(stack, dtype=np.float32), ((0, 0), width, width)))
+    return padded.replace(
+        pixel_size=stack.pixel_size, ctf=stack.ctf, rotations=stack.rotations, shifts=stack.shifts
+    )

@@ -14,8 +14,7 @@ from .._validation import (
     _fit_context,
     check_is_fitted,
     iter_finite_chunks,
-    resolve_ctf,
-    resolve_pixel_size,
+    resolve_optics,
     validate_lazy,
 )
 from ..ctf import apply_ctf, evaluate_ctf_polar
@@ -176,7 +175,7 @@ class SteerablePCA(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerM
 
     def _add(self, X, ctf, *, reset):
         stack = validate_lazy(self, X, reset=reset, ensure_min_samples=2 if reset else 1)
-        pixel_size, ctf = self._optics(stack, ctf)
+        pixel_size, ctf = resolve_optics(stack, ctf)
         if reset:
             self.pixel_size_ = pixel_size
             self._basis_parameters = (max(stack.shape[1], _SMALLEST_BOX), *self._band(stack.shape[1]))
@@ -198,13 +197,6 @@ class SteerablePCA(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerM
     @property
     def _basis(self):
         return disc_basis(*self._basis_parameters)
-
-    def _optics(self, stack, ctf):
-        ctf = resolve_ctf(stack, ctf)
-        pixel_size = resolve_pixel_size(stack)
-        if ctf is not None and pixel_size is None:
-            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return pixel_size, ctf
 
     def _read(self, stack, ctf, pixel_size):
         """Of chunks of images: where, coefficients in the basis of what the CTF makes of them, and CTF^2 by ring."""
@@ -273,7 +265,7 @@ class SteerablePCA(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerM
         """
         check_is_fitted(self, "components_")
         stack = validate_lazy(self, X, reset=False)
-        pixel_size, ctf = self._optics(stack, ctf)
+        pixel_size, ctf = resolve_optics(stack, ctf)
         out = np.empty((len(stack), self.n_components_), dtype=stack.dtype)
         for where, coefficients, squares in self._read(stack, ctf, pixel_size):
             out[where] = self._expected(coefficients, squares)

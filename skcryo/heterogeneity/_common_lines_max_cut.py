@@ -20,8 +20,8 @@ from .._validation import (
     _fit_context,
     check_is_fitted,
     iter_finite_chunks,
-    resolve_ctf,
-    resolve_pixel_size,
+    padded_to,
+    resolve_optics,
     validate_lazy,
     validate_parameters,
 )
@@ -272,13 +272,13 @@ class CommonLinesMaxCut(
         n = len(stack)
         if n < self.n_clusters:
             raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_clusters}: so many classes need as many")
-        self.pixel_size_, ctf = self._optics(stack, ctf)
+        self.pixel_size_, ctf = resolve_optics(stack, ctf)
         labels = self._check_labels(labels, n)
         self._check_lengths(stack.shape[1])
         for _ in iter_finite_chunks(stack):
             pass
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        padded = self._padded(stack).replace(ctf=ctf, rotations=stack.rotations, shifts=stack.shifts)
+        padded = padded_to(stack, _SMALLEST_BOX).replace(ctf=ctf, rotations=stack.rotations, shifts=stack.shifts)
         saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(padded, labels))
         before = saved.load("start")
         seed = seed if before is None else before[1]["seed"]  # of a fit without random_state, that of its first session
@@ -518,12 +518,6 @@ class CommonLinesMaxCut(
         poses += [getattr(self.init, name, None) for name in ("rotations_", "shifts_", "contrast_")]
         return fingerprint(params, stack, (stack.ctf, labels, *poses))
 
-    def _optics(self, stack, ctf):
-        pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)
-        if ctf is not None and pixel_size is None:
-            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return pixel_size, ctf
-
     def _check_labels(self, labels, n):
         if labels is None:
             return None
@@ -541,15 +535,6 @@ class CommonLinesMaxCut(
             raise ValueError(f"max_shift is {self.max_shift} pixels; less than half of the box of {L} is wanted")
         if self.mask_radius != "auto" and self.mask_radius > L:
             raise ValueError(f"mask_radius is {self.mask_radius} pixels; at most the box of {L} is wanted")
-
-    @staticmethod
-    def _padded(stack):
-        L = stack.shape[1]
-        if L >= _SMALLEST_BOX:
-            return stack
-        before = (_SMALLEST_BOX - L + 1) // 2
-        width = ((0, 0), (before, _SMALLEST_BOX - L - before), (before, _SMALLEST_BOX - L - before))
-        return as_stack(np.pad(np.asarray(stack, dtype=np.float32), width))
 
     # ------------------------------------------------------------------------------------------------- use
     def _log_likelihood(self, images):
@@ -577,11 +562,11 @@ class CommonLinesMaxCut(
         check_is_fitted(self)
         validate_parameters(self)
         stack = validate_lazy(self, X, reset=False)
-        pixel_size, ctf = self._optics(stack, ctf)
+        pixel_size, ctf = resolve_optics(stack, ctf)
         for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
             images = FourierImages.from_stack(
-                self._padded(as_stack(chunk)), self.noise_spectrum_, _BAND, ctf=None if ctf is None else ctf[where],
-                pixel_size=pixel_size,
+                padded_to(as_stack(chunk), _SMALLEST_BOX), self.noise_spectrum_, _BAND,
+                ctf=None if ctf is None else ctf[where], pixel_size=pixel_size,
             )
             yield self._log_likelihood(images)
 

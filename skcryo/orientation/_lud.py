@@ -21,8 +21,8 @@ from .._validation import (
     _fit_context,
     check_is_fitted,
     iter_finite_chunks,
-    resolve_ctf,
-    resolve_pixel_size,
+    padded_to,
+    resolve_optics,
     validate_lazy,
     validate_parameters,
 )
@@ -259,7 +259,7 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         for _ in iter_finite_chunks(stack):
             pass
         vars(self).pop("init_", None)
-        self.pixel_size_, ctf = self._optics(stack, ctf)
+        self.pixel_size_, ctf = resolve_optics(stack, ctf)
         stack = stack.replace(ctf=ctf)
         if common_lines is not None:
             _check_common_lines(common_lines, len(stack))
@@ -393,13 +393,13 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
                     "wanted"
                 )
         if shifts is None and self.max_shift > 0:
-            padded = _padded(stack)
+            padded = padded_to(stack, _SMALLEST_BOX)
             rough = Centerer(max_shift=int(np.ceil(self.max_shift))).fit(padded).estimate_shifts(padded)
         return shifts, rough, start
 
     def _detect(self, stack, shifts, folder):
         return detect_common_lines(
-            _padded(stack),
+            padded_to(stack, _SMALLEST_BOX),
             score=self.metric,
             shifts=shifts,
             checkpoint_dir=folder,
@@ -417,14 +417,8 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         given = () if lines is None else (lines.angles, lines.confidences, lines.checked)
         return fingerprint(params, stack, (stack.ctf, shifts, start, *given))
 
-    def _optics(self, stack, ctf):
-        pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)
-        if ctf is not None and pixel_size is None:
-            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return pixel_size, ctf
-
     def _fourier_images(self, stack, shifts, *, fitting=False):
-        padded = _padded(stack)
+        padded = padded_to(stack, _SMALLEST_BOX)
         if fitting:
             L = padded.shape[1]
             if self.max_shift >= L / 2:
@@ -461,7 +455,7 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         check_is_fitted(self, "volume_")
         validate_parameters(self)
         stack = validate_lazy(self, X, reset=False)
-        stack = stack.replace(ctf=self._optics(stack, ctf)[1])
+        stack = stack.replace(ctf=resolve_optics(stack, ctf)[1])
         device, projector = accelerator(self.device, caller="LUDRotations"), VolumeProjector(self.volume_)
         options = {"contrast_std": _CONTRAST_STD, "n_jobs": self._threads()}
         parts = []
@@ -526,17 +520,6 @@ class LUDRotations(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         score : float
         """
         return float(self.predict_poses(X, ctf=ctf).log_likelihood.mean())
-
-
-def _padded(stack):
-    L = stack.shape[1]
-    if L >= _SMALLEST_BOX:
-        return stack
-    before = (_SMALLEST_BOX - L + 1) // 2
-    width = ((0, 0), (before, _SMALLEST_BOX - L - before), (before, _SMALLEST_BOX - L - before))
-    return as_stack(np.pad(np.asarray(stack, dtype=np.float32), width)).replace(
-        pixel_size=stack.pixel_size, ctf=stack.ctf, shifts=stack.shifts
-    )
 
 
 def _check_common_lines(common_lines, n):

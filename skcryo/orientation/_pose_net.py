@@ -22,8 +22,8 @@ from .._validation import (
     _fit_context,
     check_is_fitted,
     iter_finite_chunks,
-    resolve_ctf,
-    resolve_pixel_size,
+    padded_to,
+    resolve_optics,
     validate_lazy,
     validate_parameters,
 )
@@ -258,7 +258,7 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         stack = validate_lazy(self, X, ensure_min_samples=2)
         for _ in iter_finite_chunks(stack):
             pass
-        self.pixel_size_, ctf = self._optics(stack, ctf)
+        self.pixel_size_, ctf = resolve_optics(stack, ctf)
         stack = stack.replace(ctf=ctf)
         self._check_lengths(stack.shape[1])
         vars(self).pop("init_", None)
@@ -340,7 +340,7 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         return problems
 
     def _fit_images(self, stack):
-        small, padded = stack.shape[1] < _SMALLEST_BOX, _padded(stack)
+        small, padded = stack.shape[1] < _SMALLEST_BOX, padded_to(stack, _SMALLEST_BOX)
         spectrum = getattr(getattr(self, "init_", None), "noise_spectrum_", None)
         L = padded.shape[1]
         if spectrum is None or len(spectrum) != L // 2 + 1:
@@ -439,12 +439,6 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     def _threads(self):
         return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
 
-    def _optics(self, stack, ctf):
-        pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)
-        if ctf is not None and pixel_size is None:
-            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return pixel_size, ctf
-
     def _check_lengths(self, L):
         L = max(L, _SMALLEST_BOX)
         if self._max_shift(L) >= L / 2:
@@ -492,12 +486,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         import_torch("EquivariantPoseNet")
         validate_parameters(self)
         stack = validate_lazy(self, X, reset=False)
-        stack = stack.replace(ctf=self._optics(stack, ctf)[1])
+        stack = stack.replace(ctf=resolve_optics(stack, ctf)[1])
         for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
             part = as_stack(chunk).replace(
                 pixel_size=stack.pixel_size, ctf=None if stack.ctf is None else stack.ctf[where]
             )
-            images = self._fourier_images(_padded(part))
+            images = self._fourier_images(padded_to(part, _SMALLEST_BOX))
             if self.refine:
                 found = self._predictor.poses(images, self.device, self._threads())
             else:
@@ -567,14 +561,3 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         bank = np.concatenate([part["lines"]() for part in parts])
         pairs = sample_pairs(len(rotations), _PARTNERS, np.random.default_rng(0))
         return -common_line_loss(bank, rotations, pairs)
-
-
-def _padded(stack):
-    L = stack.shape[1]
-    if L >= _SMALLEST_BOX:
-        return stack
-    before = (_SMALLEST_BOX - L + 1) // 2
-    width = ((0, 0), (before, _SMALLEST_BOX - L - before), (before, _SMALLEST_BOX - L - before))
-    return as_stack(np.pad(np.asarray(stack, dtype=np.float32), width)).replace(
-        pixel_size=stack.pixel_size, ctf=stack.ctf
-    )

@@ -21,8 +21,8 @@ from .._validation import (
     _fit_context,
     check_is_fitted,
     iter_finite_chunks,
-    resolve_ctf,
-    resolve_pixel_size,
+    padded_to,
+    resolve_optics,
     validate_lazy,
     validate_parameters,
 )
@@ -257,10 +257,10 @@ class AbInitioVolume(
         for name, most in (("n_classes", len(stack)), ("n_components", len(stack) - 1)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; at most {most} is wanted for {len(stack)} images")
-        pixel_size, ctf = self._optics(stack, ctf)
+        pixel_size, ctf = resolve_optics(stack, ctf)
         for _ in iter_finite_chunks(stack):
             pass
-        padded = self._padded(stack)
+        padded = padded_to(stack, _SMALLEST_BOX)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         key = None if self.checkpoint_dir is None else self._fingerprint(stack, ctf)
         saved = None if self.checkpoint_dir is None else load_fit(self.checkpoint_dir, key)
@@ -383,20 +383,6 @@ class AbInitioVolume(
     def _threads(self):
         return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
 
-    def _optics(self, stack, ctf):
-        pixel_size, ctf = resolve_pixel_size(stack), resolve_ctf(stack, ctf)
-        if ctf is not None and pixel_size is None:
-            raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return pixel_size, ctf
-
-    def _padded(self, stack):
-        L = stack.shape[1]
-        if L >= _SMALLEST_BOX:
-            return stack
-        before = (_SMALLEST_BOX - L + 1) // 2
-        width = ((0, 0), (before, _SMALLEST_BOX - L - before), (before, _SMALLEST_BOX - L - before))
-        return as_stack(np.pad(np.asarray(stack, dtype=np.float32), width))
-
     def _options(self, L):
         L = max(L, _SMALLEST_BOX)
         max_shift = 0.055 * L if self.max_shift == "auto" else float(self.max_shift)
@@ -447,7 +433,7 @@ class AbInitioVolume(
         check_is_fitted(self, "volume_")
         validate_parameters(self)
         stack = validate_lazy(self, X, reset=False)
-        pixel_size, ctf = self._optics(stack, ctf)
+        pixel_size, ctf = resolve_optics(stack, ctf)
         projector = VolumeProjector(self.volume_for_poses_)
         options = self._options(stack.shape[1])
         device = accelerator(self.device, caller="AbInitioVolume")
@@ -455,7 +441,7 @@ class AbInitioVolume(
         shared = {"contrast_std": self.contrast_std, "n_jobs": self._threads()}
         for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
             images = FourierImages.from_stack(
-                self._padded(as_stack(chunk)), self.noise_spectrum_, options["max_ring"],
+                padded_to(as_stack(chunk), _SMALLEST_BOX), self.noise_spectrum_, options["max_ring"],
                 ctf=None if ctf is None else ctf[where], pixel_size=pixel_size,
             )
             fit, band = None, min(14.0, self.band_)
