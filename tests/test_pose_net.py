@@ -8,15 +8,16 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
-from skcryo.fourier import rotate_images
+from skcryo.fourier import fourier_crop, fourier_pad, rotate_images
 from skcryo.metrics import pose_error
 from skcryo.orientation import EquivariantPoseNet
 from skcryo.orientation._pose_net_architectures import O2MLP
 from skcryo.orientation._pose_net_inputs import SteerableInputs
 from skcryo.orientation._pose_net_layers import nearest_frames
 from skcryo.orientation._pose_net_lines import common_line_loss, line_bank, sample_pairs
-from skcryo.orientation._pose_net_uncertainty import ErrorModel
+from skcryo.orientation._pose_net_uncertainty import ErrorModel, ParticleModel, stated_error
 from skcryo.projection import VolumeProjector
+from skcryo.reconstruction._ab_initio_start import signal_power
 from skcryo.rotations import geodesic_distance, in_plane_rotation, random_rotations
 
 L, N = 32, 300
@@ -267,3 +268,65 @@ def test_error_model_has_the_quantiles_of_errors_that_it_knows_and_does_not():
         wide = width[2000:] > 3
         assert abs((errors[2000:] < stated)[wide].mean() - level) < 0.1
     assert model.quantile(np.array([[1e9, 1.0]]), 0.9) == 180
+
+
+def test_images_unlike_any_projection_are_improbable():
+    random = np.random.default_rng(0)
+    projections, junk = random.normal(size=2000), random.normal(-6, 1, size=100)
+    model = ParticleModel(projections, np.concatenate([random.normal(size=1900), junk]))
+    found = model.probability(junk)
+    assert (found < 0.5).mean() > 0.97 and np.median(found) < 0.05
+    good = model.probability(random.normal(size=1000))
+    assert (good > 0.9).mean() > 0.97
+    assert (np.diff(model.probability(np.linspace(-10, 10, 100))) >= 0).all()
+
+
+def test_one_low_image_is_no_evidence():
+    projections = np.linspace(0, 1, 100)
+    model = ParticleModel(projections, np.append(projections, -5.0))
+    assert model.probability(np.array([-5.0]))[0] > 0.9
+
+
+def test_stated_error_covers_a_mixture():
+    """Half of the images are no particles, and of any pose; the rest is off by an exponential error."""
+    random = np.random.default_rng(0)
+    known = np.ones((4000, 1))
+    model = ErrorModel(np.ones((40000, 1)), random.exponential(size=40000))
+    particle = random.uniform(size=4000) < 0.95
+    anywhere = np.degrees(geodesic_distance(random_rotations(4000, 1), np.eye(3)))
+    error = np.where(particle, random.exponential(size=4000), anywhere)
+    for level in (0.5, 0.9, 0.97, 0.99):
+        stated = stated_error(model, known, np.full(4000, 0.95), level)
+        assert abs((error < stated).mean() - level) < 0.02, level
+    np.testing.assert_array_equal(stated_error(model, known, np.ones(4000), 0.9), model.quantile(known, 0.9))
+
+
+def test_quantiles_by_row_are_those_of_each_level():
+    random = np.random.default_rng(1)
+    known = random.uniform(1, 10, size=(500, 2))
+    model = ErrorModel(known, known[:, 0] * random.exponential(size=500))
+    levels = np.array([0.1, 0.9, 0.5])
+    expected = [model.quantile(known[k : k + 1], level)[0] for k, level in enumerate(levels)]
+    np.testing.assert_allclose(model.quantile(known[:3], levels), expected)
+
+
+def test_inputs_of_turned_images_turn():
+    """Filters do not bring in what the corners hold, which turning loses."""
+    random = np.random.default_rng(0)
+    noise = 3 * random.standard_normal((20, 64, 64)).astype(np.float32)
+    images = make_particles(make_molecule(64, random_state=0), 20, random_state=0)[0].load() + noise
+    angles = random.uniform(0, 2 * np.pi, 20)
+    turned = fourier_crop(rotate_images(fourier_pad(images, 128), angles, order=5), 64)
+    both = [FourierImages.from_stack(x, np.full(33, 9.0), 20) for x in (images, turned)]
+    inputs = SteerableInputs(both[0], signal_power(both[0]), 14.0, 8)
+    coefficients, found = (inputs(x) for x in both)
+    start = inputs.sizes[0]
+    np.testing.assert_allclose(found[:, :start], coefficients[:, :start], atol=0.03 * np.abs(coefficients).max())
+    misfit = [np.square(found[:, :start] - coefficients[:, :start]).sum()]
+    for n, size in enumerate(inputs.sizes[1:], 1):
+        parts = slice(start, start + size), slice(start + size, start + 2 * size)
+        phase = np.exp(-1j * n * angles)[:, None]
+        want = (coefficients[:, parts[0]] + 1j * coefficients[:, parts[1]]) * phase
+        misfit.append(np.square(np.abs(found[:, parts[0]] + 1j * found[:, parts[1]] - want)).sum())
+        start = parts[1].stop
+    assert np.sqrt(sum(misfit) / np.square(coefficients).sum()) < 0.015

@@ -471,13 +471,16 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         -------
         poses : Bunch
             ``rotations`` (n, 3, 3), in the frame of ``rotations_``; ``shifts`` (n, 2) in pixels; ``uncertainty`` (n,)
-            in degrees, see :meth:`predict_uncertainty`; if refined, ``contrast`` (n,) and ``log_likelihood`` (n,) above
-            that of no particle.
+            in degrees, see :meth:`predict_uncertainty`; if refined, ``contrast`` (n,), ``log_likelihood`` (n,) above
+            that of no particle, and ``probability`` (n,) that it is the particle, not junk: less than 1 where among the
+            fitted images more were as unlike projections as this one than projections with noise are.
         """
         parts = []
         for found in self._predicted(X, ctf):
-            found["uncertainty"] = self._predictor.errors(self.refine).quantile(found["known"], _LEVEL)
-            names = ("rotations", "shifts", "uncertainty", "contrast", "log_likelihood")
+            found["uncertainty"] = self._predictor.stated_errors(found, _LEVEL)
+            if self.refine:
+                found["probability"] = self._predictor.probability(found)
+            names = ("rotations", "shifts", "uncertainty", "contrast", "log_likelihood", "probability")
             parts.append({name: found[name] for name in names if name in found})
         return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
@@ -518,7 +521,8 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """How far off the rotations of :meth:`predict` may be.
 
         Learnt from projections of known poses, so that the true error is below it for a share `level` of images like
-        those fitted; what shows no whole particle, or another one, tends to have a large one.
+        those fitted. After refinement it also counts how probable it is that an image does not show the particle, and
+        its pose is arbitrary.
 
         Parameters
         ----------
@@ -533,8 +537,7 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """
         if not 0 < level < 1:
             raise ValueError(f"level is {level}; a number between 0 and 1 is wanted")
-        model = self._predictor.errors(self.refine)
-        return np.concatenate([model.quantile(found["known"], level) for found in self._predicted(X, ctf)])
+        return np.concatenate([self._predictor.stated_errors(found, level) for found in self._predicted(X, ctf)])
 
     def score(self, X, y=None, *, ctf=None):
         """Minus the common-lines loss: how far images agree along the common lines that their poses predict.

@@ -1,6 +1,8 @@
 """What the network of :class:`skcryo.orientation.EquivariantPoseNet` sees of an image: a few steerable coefficients."""
 
 import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
 
 from .._products import row_products
 from ..alignment import FourierImages
@@ -10,6 +12,8 @@ __all__ = ["SteerableInputs"]
 
 _LEAST_VARIANCE = 1e-4  # of a component, as a share of the largest: what is below tells nothing of a pose
 _CHUNK = 1000
+_MARGIN = 0.045  # of the box: what lies as close to its edge is not looked at, nor are filters to reach farther
+_SMOOTHNESS = 1.5  # rings
 
 
 class SteerableInputs:
@@ -18,8 +22,10 @@ class SteerableInputs:
     Images of :class:`skcryo.alignment.FourierImages` are Wiener-filtered point by point, multiplied with prolate
     functions of one angular frequency each (:class:`skcryo.decomposition._disc_basis.DiscBasis`), and reduced to the
     components in which the noise-free images vary, by the linear map of least mean square error for each angular
-    frequency. Turning an image by a multiplies the coefficients of angular frequency n by ``exp(-i n a)``, a mirror
-    image has the conjugate ones. All is one real matrix for all images and one filter for each.
+    frequency. Filters change smoothly with frequency, so that they do not bring in what the corners hold, which is lost
+    when an image is turned: coefficients of turned images are then 0.5 % off instead of 4 %. Turning an image by a
+    multiplies the coefficients of angular frequency n by ``exp(-i n a)``, a mirror image has the conjugate ones. All is
+    one real matrix for all images and one filter for each.
 
     Parameters
     ----------
@@ -42,10 +48,12 @@ class SteerableInputs:
         L = images.L
         self.band = band
         self.n_points = images.n_points(band)
-        self.power = power[images.rings[: self.n_points]]
+        self.power = _smooth(power, np.hypot(*images.points[: self.n_points].T))
         self.mean_filter = np.sqrt(np.square(images.filters[:, : self.n_points]).mean(axis=0, dtype=np.float64))
-        basis = disc_basis(L, band / L, max_angular_frequency)
+        margin = round(_MARGIN * L)
+        basis = disc_basis(L - 2 * margin, band / L, max_angular_frequency)
         functions = basis.synthesize(np.eye(basis.n_functions, dtype=np.float32))
+        functions = np.pad(functions, ((0, 0), (margin, margin), (margin, margin)))
         waves = FourierImages.from_stack(functions, np.ones(L // 2 + 1), band).values.T
         size = basis.sizes[0]
         # Combinations of the functions of angular frequency 0 that do not see the images' mean, which is not known.
@@ -153,3 +161,9 @@ class SteerableInputs:
 
 def _centred(values):
     return values - values.mean(axis=0)
+
+
+def _smooth(power, radii):
+    """Power by ring as a smooth function of frequency."""
+    power = np.log(np.maximum(power, 1e-30))
+    return np.exp(CubicSpline(np.arange(len(power)), gaussian_filter1d(power, _SMOOTHNESS, mode="nearest"))(radii))

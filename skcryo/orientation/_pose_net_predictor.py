@@ -7,12 +7,13 @@ from ..alignment import FourierImages, pose_normal_equations, refine_poses, sear
 from ..projection import VolumeProjector
 from ..reconstruction._ab_initio_refine import add_images, best_contrast, search_and_refine, solve_volume
 from ..reconstruction._accumulator import FourierAccumulator
+from ..reconstruction._likeness import likeness, likeness_score
 from ..rotations import geodesic_distance, random_rotations, so3_grid
 from ._pose_net_architectures import ARCHITECTURES
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_reprojections import Reprojections
 from ._pose_net_training import evaluate_network
-from ._pose_net_uncertainty import ErrorModel
+from ._pose_net_uncertainty import ErrorModel, ParticleModel, stated_error
 from ._pose_refinement import moved_back
 
 __all__ = ["PosePredictor"]
@@ -22,8 +23,8 @@ _OVERSAMPLING = 4
 _REFINE_STEPS = 3
 _SEARCH_BAND = 14.0
 _FAR_SHIFT = 1.0  # pixels from which images are centred and seen again
-_LEVEL = 0.9
-_UNSURE = 10.0  # degrees that poses may be off, by what is known of them, to be searched for anew
+_UNSURE, _LEVEL = 10.0, 0.99  # degrees that more than one in a hundred may be off, to be searched for anew
+_SEARCHES = 3  # each with the grid turned, so that they look between one another's poses
 _MANY, _N_SEARCHED = 0.15, 400  # if more than this share is, errors are learnt from fewer projections
 _N_COMPARED = 500
 _N_RESEMBLING, _N_CANDIDATES, _FAR_ANGLE = 60, 200, np.deg2rad(30)
@@ -132,20 +133,45 @@ class PosePredictor:
             better = other["log_likelihood"] > found["log_likelihood"][rows]
             for name, value in other.items():
                 found[name][rows[better]] = value[better]
-        return found
+        return found | {"likeness": self._likeness(images, found["rotations"], found["shifts"], n_jobs)}
+
+    def _likeness(self, images, rotations, shifts, n_jobs):
+        projector, band = VolumeProjector(self.volume), float(images.radii[-1])
+        options = {"band": band, "contrast_std": _CONTRAST_STD, "n_jobs": n_jobs}
+        return likeness_score(likeness(images, projector, rotations, shifts, **options))
 
     def _unsure(self, found):
         return self._first_errors.quantile(found["known"], _LEVEL) > _UNSURE
 
     def _searched(self, images, n_jobs):
-        return search_and_refine(
-            images, VolumeProjector(self.volume), max_shift=self.shift_range, contrast_std=_CONTRAST_STD, n_best=3,
-            band=min(_SEARCH_BAND, float(images.radii[-1])), n_jobs=n_jobs,
-        )  # fmt: skip
+        projector, fit = VolumeProjector(self.volume), None
+        for turn in range(_SEARCHES):
+            fit = search_and_refine(
+                images, projector, max_shift=self.shift_range, contrast_std=_CONTRAST_STD, n_best=3, fit=fit,
+                band=min(_SEARCH_BAND, float(images.radii[-1])), turn=random_rotations(1, turn)[0], n_jobs=n_jobs,
+            )  # fmt: skip
+        return fit
 
-    def errors(self, refined):
-        """The :class:`ErrorModel` of poses of :meth:`poses`, or of :meth:`by_network`."""
-        return self._refined_errors if refined else self._network_errors
+    def stated_errors(self, found, level):
+        """The error that a share `level` of images like these stays below, in degrees.
+
+        Parameters
+        ----------
+        found : dict of ndarray
+            Of :meth:`poses`, or of :meth:`by_network`.
+        level : float
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        if "likeness" not in found:
+            return self._network_errors.quantile(found["known"], level)
+        return stated_error(self._refined_errors, found["known"], self.probability(found), level)
+
+    def probability(self, found):
+        """Of being a particle, of what :meth:`poses` found."""
+        return self._particles.probability(found["likeness"])
 
     def calibrate(self, refinement, volume, n, seed, device, n_jobs):
         """Take a volume to refine against, and learn errors from projections of known poses.
@@ -166,9 +192,6 @@ class PosePredictor:
         -------
         errors : ndarray of shape (at most n,)
             Degrees, of :meth:`poses`.
-        ambiguous : float
-            Share of projections without noise whose pose is found more than 20 degrees away all the same; looked at
-            only if a tenth of those with noise are.
         """
         self.volume = volume
         true = volume + _half_difference(refinement, len(volume), seed, n_jobs)
@@ -192,6 +215,8 @@ class PosePredictor:
         found = self.poses(projections, device, n_jobs)
         errors = angles(found)
         self._refined_errors = ErrorModel(found["known"], errors)
+        of_data = self._likeness(images, refinement.fit.rotations, refinement.fit.shifts, n_jobs)
+        self._particles = ParticleModel(found["likeness"], of_data)
         return errors
 
     def resemblance(self, images, seed, n_jobs):

@@ -1,8 +1,9 @@
-"""How far off a pose may be: what goes with errors, and the error that a share of images stays below."""
+"""How far off a pose may be: the error that a share of images stays below, and whether there is a particle at all."""
 
 import numpy as np
+from sklearn.isotonic import IsotonicRegression
 
-__all__ = ["ErrorModel"]
+__all__ = ["ErrorModel", "ParticleModel", "stated_error"]
 
 _BINS = 20
 _FLOOR = 1e-6
@@ -42,7 +43,7 @@ class ErrorModel:
         Parameters
         ----------
         known : ndarray of shape (m, n_known)
-        level : float
+        level : float or ndarray of shape (m,)
             The share.
 
         Returns
@@ -50,13 +51,71 @@ class ErrorModel:
         ndarray of shape (m,), float64
             Degrees, at most 180.
         """
-        n_bins = max(1, min(_BINS, len(self.errors) // 25))
-        edges = np.linspace(0, len(self.errors), n_bins + 1).astype(int)
-        groups = [slice(a, b) for a, b in zip(edges[:-1], edges[1:])]
-        centres = np.array([self.scores[group].mean() for group in groups])
-        values = np.maximum.accumulate([np.quantile(self.errors[group], level, method="higher") for group in groups])
+        n, level = len(self.errors), np.broadcast_to(level, len(known))
+        n_bins = max(1, min(_BINS, n // 25))
+        edges = np.linspace(0, n, n_bins + 1).astype(int)
+        centres, values = [], []
+        for a, b in zip(edges[:-1], edges[1:]):
+            centres.append(self.scores[a:b].mean())
+            values.append(np.sort(self.errors[a:b])[np.ceil(level * (b - a - 1)).astype(int)])
+        centres, values = np.array(centres), np.maximum.accumulate(values)  # (n_bins,), (n_bins, m)
         score = self._design(known) @ self.slope
-        found = np.interp(score, centres, values)
+        upper = np.clip(np.searchsorted(centres, score), 1, max(n_bins - 1, 1))
+        lower, upper, rows = upper - 1, np.minimum(upper, n_bins - 1), np.arange(len(score))
+        span = np.maximum(centres[upper] - centres[lower], 1e-12)
+        share = np.clip((score - centres[lower]) / span, 0, 1)
+        found = (1 - share) * values[lower, rows] + share * values[upper, rows]
         # beyond those seen, in proportion to the score
         beyond = values[-1] * np.exp(np.clip(score - centres[-1], 0, 10))
         return np.minimum(np.where(score > centres[-1], beyond, found), 180.0)
+
+
+class ParticleModel:
+    """How likely images are of the particle, by how much they resemble projections, in comparison with projections.
+
+    The share of projections among projections and data of a score, made to rise with it, gives the ratio of their
+    densities: where data are more frequent than projections with noise are, the rest is something else.
+
+    Parameters
+    ----------
+    projections, data : ndarray of shape (n,) and (m,)
+        Scores of projections with noise, and of the images fitted.
+    """
+
+    def __init__(self, projections, data):
+        # One projection more, below all: a single image of a low score is no evidence.
+        lowest = min(projections.min(), data.min())
+        scores = np.concatenate([[lowest], projections, data])
+        label = np.arange(len(scores)) <= len(projections)
+        weight = np.where(label, 1 / len(projections), 1 / len(data))
+        weight[0] = 1 / len(data)
+        self._share = IsotonicRegression(out_of_bounds="clip").fit(scores, label, sample_weight=weight)
+
+    def probability(self, scores):
+        """Of being a particle; ndarray of shape (n,)."""
+        share = self._share.predict(scores)
+        return np.where(share < 0.5, share / np.maximum(1 - share, 1e-12), 1.0)
+
+
+def stated_error(model, known, probability, level):
+    """Quantile of errors of images that are of the particle only with some probability, and else of any pose.
+
+    Parameters
+    ----------
+    model : ErrorModel
+    known : ndarray of shape (n, n_known)
+    probability : ndarray of shape (n,)
+    level : float
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Degrees. Of the particle: the error that a share `level` of all stays below if no error of the others does.
+        Where these are too many for that, the quantile of angles of uniform rotations that is reached with them.
+    """
+    inside = np.minimum(level / np.maximum(probability, 1e-12), 1)
+    found = model.quantile(known, inside)
+    angles = np.linspace(0, np.pi, 1801)
+    share = np.clip((level - probability) / np.maximum(1 - probability, 1e-12), 0, 1)
+    other = np.degrees(np.interp(share, (angles - np.sin(angles)) / np.pi, angles))
+    return np.where(probability > level, found, np.maximum(found, other))

@@ -32,10 +32,10 @@ from ..particles import as_stack
 from ..projection import VolumeProjector
 from ..rotations import random_rotations
 from ._ab_initio_fit import AGREEING_SHARE, AbInitioFit, Saver, load_fit
-from ._ab_initio_refine import best_contrast, search_and_refine
+from ._ab_initio_refine import search_and_refine
 from ._half_sets import fingerprint
+from ._likeness import likeness, likeness_score
 from ._principal_volumes import coordinates, principal_volumes
-from ._unevenness import unevenness
 from ._volume_classes import classify, refine_classes
 
 __all__ = ["AbInitioVolume"]
@@ -453,26 +453,8 @@ class AbInitioVolume(
             fit = refine_poses(
                 images, projector, fit.rotations, fit.shifts, band=self.band_, n_steps=6, **shared
             )
-            # Judged a little beyond the band of the poses, where they could not be fitted to noise.
-            judged = min(self.band_ + 3, float(images.radii[-1]))
-            n_points = images.n_points(judged)
-            fit = refine_poses(images, projector, fit.rotations, fit.shifts, band=judged, n_steps=0, **shared)
-            power = np.square(np.abs(images.values[:, :n_points])).sum(axis=1, dtype=np.float64)
-            norm = np.sqrt(fit.power * power)
-            correlation = np.divide(fit.cross, norm, out=np.zeros_like(norm), where=norm > 0)
-            contrast = best_contrast(fit, self.contrast_std)
-            explained = 2 * contrast * fit.cross - contrast**2 * fit.power
-            part = {
-                "rotations": fit.rotations,
-                "shifts": fit.shifts,
-                "contrast": contrast,
-                "correlation": correlation,
-                "excess": (power - explained) / n_points - 1,
-                "unevenness": unevenness(images, projector, fit.rotations, fit.shifts, self.band_)
-                / np.maximum(explained, 5),
-                "log_likelihood": explained,
-            }
-            yield part, images
+            found = likeness(images, projector, fit.rotations, fit.shifts, band=self.band_, **shared)
+            yield {"rotations": fit.rotations, "shifts": fit.shifts, **found}, images
 
     def predict(self, X, *, ctf=None):
         """Poses of images against the fitted volume.
@@ -503,7 +485,7 @@ class AbInitioVolume(
         ndarray of shape (n_images,), float64
         """
         poses = self.predict_poses(X, ctf=ctf)
-        return poses.correlation - 0.5 * (poses.excess + poses.unevenness)
+        return likeness_score(poses)
 
     def score(self, X, y=None, *, ctf=None):
         """Mean log-likelihood of the images at their best poses, above that of no particle.
