@@ -23,6 +23,7 @@ from skcryo.preprocessing import (
     CircularMask,
     Flattener,
     FourierDownsampler,
+    InPlaneAligner,
     NoiseWhitener,
     NormalizeBackground,
     PhaseFlipper,
@@ -72,6 +73,7 @@ def public_estimators():
         Case(PhaseFlipper(missing_ctf="ignore")),
         Case(Centerer()),
         Case(Flattener()),
+        Case(InPlaneAligner(2, max_iter=4, n_jobs=1, random_state=0), order_matters=True),
         Case(SteerablePCA()),
         Case(NearestNeighborAverages(n_jobs=1)),
         # Rows carry no poses, which is an error by default: the checks run with the other choice.

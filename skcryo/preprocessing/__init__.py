@@ -3,6 +3,7 @@
 from ._center import Centerer
 from ._downsample import FourierDownsampler
 from ._flatten import Flattener
+from ._in_plane_aligner import InPlaneAligner
 from ._mask import CircularMask, mask_images
 from ._normalize import NormalizeBackground, normalize_background
 from ._phase_flip import PhaseFlipper, flip_phases
@@ -13,6 +14,7 @@ __all__ = [
     "CircularMask",
     "Flattener",
     "FourierDownsampler",
+    "InPlaneAligner",
     "NoiseWhitener",
     "NormalizeBackground",
     "PhaseFlipper",
