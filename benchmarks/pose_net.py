@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from skcryo.alignment import FourierImages, refine_poses
-from skcryo.datasets import make_molecule, make_particles
+from skcryo.datasets import make_molecule, make_particles, volume_from_atoms
 from skcryo.fourier import fourier_crop, fourier_pad, rotate_images
 from skcryo.io import load_volume
 from skcryo.metrics import pose_error
@@ -30,7 +30,7 @@ from skcryo.preprocessing import noise_spectrum
 from skcryo.projection import VolumeProjector
 from skcryo.rotations import geodesic_distance, in_plane_rotation
 
-PIXEL_SIZE = 5.0
+PIXEL_SIZE, ATOMS_PIXEL_SIZE = 5.0, 2.0
 KEY = ["molecule", "preset", "snr", "n", "seed"]
 FIELDS = [
     *KEY, "fitted", "fitted_p95", "network", "refined", "refined_median", "above_20", "oracle", "network_covered",
@@ -40,8 +40,15 @@ FIELDS = [
 
 
 def make(path, molecule, preset, snr, n, seed):
-    volume = load_volume(path)[0].astype(np.float32) if molecule == "70S" else make_molecule(65, random_state=1)
-    return volume, *make_particles(volume, n, preset=preset, snr=snr, pixel_size=PIXEL_SIZE, random_state=seed)
+    pixel_size = PIXEL_SIZE
+    if molecule == "70S":
+        volume = load_volume(path)[0].astype(np.float32)
+    elif molecule == "8ZPM":
+        pixel_size = ATOMS_PIXEL_SIZE
+        volume = volume_from_atoms(os.path.join(os.path.dirname(path), "8zpm.cif"), 64, pixel_size)
+    else:
+        volume = make_molecule(65, random_state=1)
+    return volume, *make_particles(volume, n, preset=preset, snr=snr, pixel_size=pixel_size, random_state=seed)
 
 
 def degrees(a, b):

@@ -36,18 +36,22 @@ from ..reconstruction._ab_initio_start import signal_power
 from ..rotations import check_rotations
 from ._pose_net_architectures import ARCHITECTURES
 from ._pose_net_checkpoint import FitSaver
-from ._pose_net_common_lines import CommonLinesLoss
+from ._pose_net_common_lines import LINE_BATCH, LineTraining
+from ._pose_net_context import FittedContext
+from ._pose_net_file import SavedPoseNet
 from ._pose_net_inputs import SteerableInputs
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_predictor import PosePredictor
 from ._pose_net_reprojections import Reprojections
 from ._pose_net_training import BATCH, PoseTraining, ReprojectionLoss
 from ._pose_refinement import PoseRefinement
+from ._vector_diffusion_maps import VectorDiffusionMaps
 
 __all__ = ["EquivariantPoseNet"]
 
 _SMALLEST_BOX = 16  # smaller ones have no functions of angular frequency 1
-_MAX_ROUNDS = 24
+_MAX_ROUNDS, _TOL = 24, 0.02
+_LEAST_FOR_NEIGHBORS = 500  # images; of fewer the nearest are far apart
 _INPUT_BAND, _MAX_ANGULAR_FREQUENCY = 14.0, 12
 _N_VIEWS = 8192
 _N_KNOWN = 2000  # projections that components, and errors, are learnt from; never more than in training
@@ -57,11 +61,11 @@ _STEPS_BETWEEN = 50
 _LEVEL = 0.9
 _PARTNERS, _N_THETA = 50, 180
 _LOST = 20.0  # degrees
-_MOST_LOST, _LEAST_AGREEMENT, _SYMMETRIC = 0.1, 0.6, 0.85
+_MOST_LOST, _LEAST_AGREEMENT, _SYMMETRIC = 0.1, 0.6, 0.93
 _CENTRED = 0.2  # of the largest shift: what is left of it after images were seen once
 
 
-class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
+class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     """Poses of images by an equivariant network, which then knows those of new images at once.
 
     Poses of the images are found without a network and refined against the volume that they make. Of this volume
@@ -71,9 +75,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
 
     Parameters
     ----------
-    architecture : {"o2-mlp", "mlp"}, default="o2-mlp"
+    architecture : {"o2-mlp", "mlp", "mlp-attention", "o2-gnn", "so3-o2-gnn"}, default="o2-mlp"
         "o2-mlp": equivariant under turns and mirror images in the plane (section 4.3 of the paper). "mlp": one that
-        knows nothing of them (section 4.2), for comparison.
+        knows nothing of them (section 4.2), for comparison. The others, for common lines alone, look at several images,
+        in :meth:`predict` at the image and at fitted ones: "mlp-attention" (section 4.2) by attention, "o2-gnn" and
+        "so3-o2-gnn" (section 4.4) by messages from those alike, turned as these are, the last one with functions of
+        rotations.
     training : {"reprojections", "common-lines"}, default="reprojections"
         What the network learns from. "reprojections": projections of the volume, whose poses are known. "common-lines":
         the images alone, by how far they disagree along the common lines of the poses that the network predicts
@@ -82,10 +89,11 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     line_loss : {"squared", "product"}, default="squared"
         Of common lines: equation 18, or 17.
     init : estimator, array-like of shape (n_images, 3, 3) or None, default=None
-        Where the poses that are refined come from. None: :class:`~skcryo.reconstruction.AbInitioVolume`. An estimator
-        with ``fit`` that has ``rotations_`` then, and maybe ``shifts_``, such as
-        :class:`~skcryo.orientation.LUDRotations`, faster for centred images without CTF: one that is fitted already, on
-        as many images, is taken to be fitted on these; otherwise a clone is fitted. Or rotations.
+        Where the poses that are refined come from. None: :class:`~skcryo.orientation.VectorDiffusionMaps` for 500 or
+        more centred images (`max_shift` is 0) without CTF, unless it says that its poses may be wrong; for all others
+        :class:`~skcryo.reconstruction.AbInitioVolume`. An estimator with ``fit`` that has ``rotations_`` then, and
+        maybe ``shifts_``, such as :class:`~skcryo.orientation.LUDRotations`: one that is fitted already, on as many
+        images, is taken to be fitted on these; otherwise a clone is fitted. Or rotations.
     max_shift : float or "auto", default="auto"
         Largest shift in x and in y, in pixels. "auto": 0.055 L. 0: images are centred.
     mask_radius : float or "auto", default="auto"
@@ -137,7 +145,7 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         ``line_agreement_`` is above 0.6.
     ambiguous_ : bool
         Whether other poses fit as well, because the particle is symmetric: projections of the volume, without noise,
-        are explained to more than 85 % by poses more than 30 degrees away.
+        are explained to more than 93 % by poses more than 30 degrees away.
     noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
         The noise's power by ring.
     init_ : estimator
@@ -255,6 +263,11 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         """
         import_torch("EquivariantPoseNet")
         resolve_device(self.device, caller="EquivariantPoseNet")
+        if ARCHITECTURES[self.architecture].sees_others and self.training == "reprojections":
+            raise ValueError(
+                f"architecture={self.architecture!r} sees other images, which are not there with "
+                "training='reprojections'; training='common-lines' is wanted"
+            )
         stack = validate_lazy(self, X, ensure_min_samples=2)
         for _ in iter_finite_chunks(stack):
             pass
@@ -315,6 +328,11 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         if init is not None and not hasattr(init, "fit"):
             self._start = (check_rotations(init, n, name="init"), np.zeros((n, 2)))
             return []
+        problems = []
+        centred = self._max_shift(max(stack.shape[1], _SMALLEST_BOX)) == 0
+        if init is None and centred and stack.ctf is None and n >= _LEAST_FOR_NEIGHBORS:
+            init, problems = self._fitted(VectorDiffusionMaps(n_jobs=self._threads()), stack)
+            init = None if problems else init
         if init is None:
             init = AbInitioVolume(
                 max_shift=self.max_shift,
@@ -326,18 +344,25 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
             )
         problems = []
         if len(getattr(init, "rotations_", ())) != n:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                init = clone(init).fit(stack)
-            for warning in caught:
-                if issubclass(warning.category, ConvergenceWarning):
-                    problems.append(str(warning.message))
-                else:
-                    warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            init, problems = self._fitted(init, stack)
         self.init_ = init
         shifts = getattr(init, "shifts_", None)
         self._start = (init.rotations_, np.zeros((n, 2)) if shifts is None else shifts)
         return problems
+
+    @staticmethod
+    def _fitted(init, stack):
+        """An estimator fitted, and the messages of its convergence warnings."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            init = clone(init).fit(stack)
+        problems = []
+        for warning in caught:
+            if issubclass(warning.category, ConvergenceWarning):
+                problems.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return init, problems
 
     def _fit_images(self, stack):
         small, padded = stack.shape[1] < _SMALLEST_BOX, padded_to(stack, _SMALLEST_BOX)
@@ -351,7 +376,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
     def _refinement(self, images):
         L = images.L
         return PoseRefinement(
-            images, *self._start, max_shift=self._max_shift(L), mask_radius=self._radius(L), n_jobs=self._threads()
+            images,
+            *self._start,
+            max_shift=self._max_shift(L),
+            mask_radius=self._radius(L),
+            tol=_TOL,
+            n_jobs=self._threads(),
         )
 
     def _keep(self, refinement):
@@ -396,9 +426,12 @@ class EquivariantPoseNet(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         rows = random.integers(len(images), size=_N_KNOWN) if len(images.filters) > 1 else slice(None)
         inputs.reduce_by_noise(inputs(images), inputs.of_values(noise, images.filters[rows]))
         predictor, network, device = self._new_predictor(inputs, seed, self._max_shift(images.L), 1.0)
+        seen = inputs(images)
+        if network.sees_others:
+            predictor.context = FittedContext(seen, inputs.sizes, network.n_frame, LINE_BATCH, seed, self._threads())
+            seen = predictor.context.fitted
         bank = line_bank(images, inputs.filters, np.zeros((len(images), 2)), _N_THETA, int(inputs.band))
-        loss = CommonLinesLoss(network, inputs(images), bank, self.line_loss, self.max_iter, device)
-        return PoseTraining(predictor.weights, loss, self.max_iter, seed, device)
+        return LineTraining(network, seen, bank, self.line_loss, self.max_iter, seed, device)
 
     def _new_inputs(self, images, power):
         band = min(_INPUT_BAND, float(images.radii[-1]))

@@ -89,11 +89,12 @@ class ParticleModel:
         label = np.arange(len(scores)) <= len(projections)
         weight = np.where(label, 1 / len(projections), 1 / len(data))
         weight[0] = 1 / len(data)
-        self._share = IsotonicRegression(out_of_bounds="clip").fit(scores, label, sample_weight=weight)
+        share = IsotonicRegression().fit(scores, label, sample_weight=weight)
+        self.scores, self.shares = share.X_thresholds_, share.y_thresholds_
 
     def probability(self, scores):
         """Of being a particle; ndarray of shape (n,)."""
-        share = self._share.predict(scores)
+        share = np.interp(scores, self.scores, self.shares)
         return np.where(share < 0.5, share / np.maximum(1 - share, 1e-12), 1.0)
 
 
