@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from common_cli import exit_code, has_matplotlib
 
-from skcryo._cli._poses import OUTPUTS, UNCERTAINTY
+from skcryo._cli._poses import OUTPUTS, PROBABILITY, UNCERTAINTY
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.io import load_particles, load_volume, read_star, save_particles
 from skcryo.metrics import fsc, pose_error
+from skcryo.orientation import EquivariantPoseNet
 
 N, L, PIXEL_SIZE, WORKED = 200, 32, 10.0, 24
 
@@ -58,8 +59,15 @@ def test_poses_and_uncertainties_are_in_the_table(finished, particles):
     block = next(block for block in gemmi.cif.read(str(finished / "particles.star")) if block.name == "particles")
     stated = np.array([float(value) for value in block.find_values(f"_{UNCERTAINTY}")])
     assert stated.shape == (N,) and 0.75 < (errors < stated).mean()
+    probability = np.array([float(value) for value in block.find_values(f"_{PROBABILITY}")])
+    assert probability.shape == (N,) and np.median(probability) > 0.9
     before, after = read_star(star), read_star(finished / "particles.star")
     assert before["rlnMicrographName"].tolist() == after["rlnMicrographName"].tolist()
+
+
+def test_the_network_can_be_loaded(finished):
+    net = EquivariantPoseNet.load(finished / "network.safetensors")
+    assert net.rotations_.shape == (N, 3, 3) and net.image_shape_ == (WORKED, WORKED)
 
 
 def test_volume_and_verdict(finished):

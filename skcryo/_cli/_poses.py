@@ -24,10 +24,11 @@ OUTPUTS = (
     "fsc.png",
     "slices.png",
     "views.png",
+    "network.safetensors",
     "report.html",
     "run.json",
 )
-UNCERTAINTY = "skcryoAngleUncertainty"
+UNCERTAINTY, PROBABILITY = "skcryoAngleUncertainty", "skcryoParticleProbability"
 _NOT_CONVERGED = "EquivariantPoseNet did not converge: "
 
 
@@ -65,11 +66,11 @@ def main(args, argv):
         warn_of_dark_particles(images, run.settings.invert)
         run.lap("preparing")
         estimator, reason = fit(run, images)
-        uncertainty = estimator.predict_uncertainty(images)
+        told = estimator.predict_poses(images)
         volume = reconstruct(run, images, estimator)
     run.tell_warnings()
     text = verdict(estimator, reason)
-    _write(run, estimator, uncertainty, volume, text)
+    _write(run, estimator, told, volume, text)
     # A warning is heard by those who asked for quiet too.
     (run.tell if estimator.converged_ else note)(text)
     run.tell_files()
@@ -158,7 +159,7 @@ def verdict(estimator, reason):
     return f"NOT CONVERGED: {reason}. The poses may be wrong."
 
 
-def _write(run, estimator, uncertainty, volume, text):
+def _write(run, estimator, told, volume, text):
     """Write all results."""
     from ..io import save_volume, write_star
 
@@ -169,9 +170,13 @@ def _write(run, estimator, uncertainty, volume, text):
         run.stack,
         rotations=estimator.rotations_,
         shifts=estimator.shifts_ * settings.scale,
-        columns={UNCERTAINTY: [f"{angle:.3f}" for angle in uncertainty]},
+        columns={
+            UNCERTAINTY: [f"{angle:.3f}" for angle in told.uncertainty],
+            PROBABILITY: [f"{share:.3f}" for share in told.probability],
+        },
         overwrite=True,
     )
+    estimator.save(paths["network.safetensors"], overwrite=True)
     volumes = {"volume.mrc": volume.volume_, "half1.mrc": volume.half_maps_[0], "half2.mrc": volume.half_maps_[1]}
     for name, density in volumes.items():
         save_volume(paths[name], density, voxel_size, overwrite=True)
@@ -184,7 +189,8 @@ def _write(run, estimator, uncertainty, volume, text):
         "converged": bool(estimator.converged_),
         "ambiguous": bool(estimator.ambiguous_),
         "verdict": text,
-        "uncertainty_quantiles": np.quantile(uncertainty, [0.1, 0.5, 0.9]).round(3).tolist(),
+        "uncertainty_quantiles": np.quantile(told.uncertainty, [0.1, 0.5, 0.9]).round(3).tolist(),
+        "unlikely_particles": int((told.probability < 0.5).sum()),
         "validation_error": round(estimator.validation_error_, 4),
         "line_agreement": round(estimator.line_agreement_, 4),
         "box": box,
@@ -193,7 +199,7 @@ def _write(run, estimator, uncertainty, volume, text):
         "fsc": volume.fsc_.round(6).tolist(),
         "steps": int(estimator.n_iter_),
     }
-    star = str(paths["particles.star"])
+    star, network = str(paths["particles.star"]), str(paths["network.safetensors"])
     run.finish(
         title=f"Poses of {n} particles",
         summary=f"{n} particles at {box} px and {voxel_size:.4g} Å: {told_resolution(facts['resolution'])}.",
@@ -210,6 +216,7 @@ def _write(run, estimator, uncertainty, volume, text):
         estimators=[estimator, volume],
         next_steps=[
             ("At the full box, from these poses", f"skcryo reconstruct {shlex.quote(star)} -o volume"),
+            ("Poses of new images in Python", f"EquivariantPoseNet.load({network!r}).predict(stack)"),
             ("Go on in Python", f"skcryo.io.load_particles({star!r})"),
         ],
     )

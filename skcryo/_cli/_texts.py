@@ -129,7 +129,9 @@ noise and the CTFs of the particles, tells what can be known of each (needs torc
 verdict, told first in the report and last on stderr.
 Writes into the folder OUT:
   particles.star        all columns of the input, with poses and origins; in skcryoAngleUncertainty the angle in
-                        degrees that the error of a pose stays below for nine particles in ten
+                        degrees that the error of a pose stays below for nine particles in ten, and in
+                        skcryoParticleProbability how likely it is no junk
+  network.safetensors   the network and the volume, for poses of new images in Python
   volume.mrc            the volume of all particles, voxel size set
   half1.mrc, half2.mrc  the volumes of two half sets
   fsc.star, fsc.png     the Fourier shell correlation of the half maps
