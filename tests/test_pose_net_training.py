@@ -20,12 +20,12 @@ L = 24
 class Fixed:
     """A network that says given poses, whatever it is shown."""
 
-    def __init__(self, rotations, turned):
-        self.rotations, self.turned = (torch.as_tensor(part, dtype=torch.float32) for part in (rotations, turned))
+    def __init__(self, rotations):
+        self.rotations = torch.as_tensor(rotations, dtype=torch.float32)
 
     def __call__(self, weights, coefficients):
         rows = coefficients[:, 0].long()
-        return self.rotations[rows, :, :2], torch.zeros(len(rows), 2), self.turned[rows]
+        return self.rotations[rows, :, :2], torch.zeros(len(rows), 2)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,9 @@ def bank():
     return rotations, line_bank(images, lambda part: ones, np.zeros((60, 2)), 180, 8)
 
 
-def loss_at(bank, rotations, turned=None, kind="squared", step=100):
-    turned = np.full(len(rotations), -50.0) if turned is None else turned
+def loss_at(bank, rotations, kind="squared", step=100):
     numbers = np.arange(len(rotations), dtype=np.float32)[:, None]
-    loss = CommonLinesLoss(Fixed(rotations, turned), numbers, bank, kind, 100, "cpu")
+    loss = CommonLinesLoss(Fixed(rotations), numbers, bank, kind, 100, "cpu")
     return float(loss(None, step, len(rotations), np.random.default_rng(0)))
 
 
@@ -55,9 +54,7 @@ def test_loss_is_least_at_the_right_poses(bank, kind):
 
 def test_squared_loss_is_the_plain_one(bank):
     rotations, lines = bank
-    loss = CommonLinesLoss(
-        Fixed(rotations, np.zeros(60)), np.zeros((60, 1), dtype=np.float32), lines, "squared", 10, "cpu"
-    )
+    loss = CommonLinesLoss(Fixed(rotations), np.zeros((60, 1), dtype=np.float32), lines, "squared", 10, "cpu")
     poses = random_rotations(60, random_state=5)
     pairs = sample_pairs(60, 20, np.random.default_rng(1))
     found = loss._pair_loss(torch.as_tensor(poses, dtype=torch.float32), torch.arange(60), torch.as_tensor(pairs), 10)
@@ -67,17 +64,6 @@ def test_squared_loss_is_the_plain_one(bank):
     )
     plain = common_line_loss(lines, poses, pairs), common_line_loss(lines, rotations, pairs)
     assert float(other) < 0.02 * float(found) and plain[1] < 0.02 * plain[0]
-
-
-def test_half_a_turn_is_chosen_by_its_odds(bank):
-    rotations, lines = bank
-    turned = np.arange(60) % 2 == 0
-    mistaken = rotations @ np.where(turned[:, None, None], np.diag([-1.0, -1.0, 1.0]), np.eye(3))
-    odds = np.where(turned, 50.0, -50.0)
-    assert loss_at(lines, mistaken, odds) == pytest.approx(loss_at(lines, rotations), abs=1e-4)
-    assert loss_at(lines, mistaken) > loss_at(lines, rotations) + 0.2
-    # all of them turned is the other hand, which no image tells
-    assert loss_at(lines, rotations, np.full(60, 50.0)) == pytest.approx(loss_at(lines, rotations), abs=1e-4)
 
 
 def test_rings_march_from_low_to_high(bank):
@@ -107,10 +93,10 @@ def test_gradients_reach_all_weights(architecture):
     random, sizes = np.random.default_rng(0), [3, 3, 2, 1]
     network = ARCHITECTURES[architecture](sizes)
     weights = {name: torch.as_tensor(value).requires_grad_() for name, value in network.initial_weights(random).items()}
-    x = torch.as_tensor(random.standard_normal((8, 2 * sum(sizes) - 3)), dtype=torch.float32)
-    columns, shifts, turned = network(weights, x)
-    assert columns.shape == (8, 3, 2) and shifts.shape == (8, 2) and turned.shape == (8,)
-    (columns.square().sum() + shifts.square().sum() + turned.square().sum()).backward()
+    x = torch.as_tensor(random.standard_normal((8, 2 * sum(sizes) - 3 + network.n_frame)), dtype=torch.float32)
+    columns, shifts = network(weights, x)
+    assert columns.shape == (8, 3, 2) and shifts.shape == (8, 2)
+    (columns.square().sum() + shifts.square().sum()).backward()
     assert all(value.grad is not None and value.grad.abs().max() > 0 for value in weights.values())
 
 

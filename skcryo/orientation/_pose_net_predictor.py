@@ -41,14 +41,15 @@ class PosePredictor:
     shift_range, shift_unit : float
         Pixels: the largest shift, and what the network counts shifts in.
     expectations : bool
-        Whether the network was trained to give expectations, and shifts. One trained by common lines gives neither, but
-        says which of two poses half a turn apart is the likelier.
+        Whether the network was trained to give expectations, and shifts. One trained by common lines gives neither.
+    context : FittedContext or None, default=None
+        Of networks that see other images.
     """
 
-    def __init__(self, architecture, weights, inputs, shift_range, shift_unit, *, expectations):
+    def __init__(self, architecture, weights, inputs, shift_range, shift_unit, *, expectations, context=None):
         self.architecture, self.weights, self.inputs = architecture, weights, inputs
         self.shift_range, self.shift_unit, self.expectations = shift_range, shift_unit, expectations
-        self.volume = None
+        self.context, self.volume = context, None
 
     def by_network(self, images, device):
         """Poses by the network alone; of images that may be far off centre, again after they are centred.
@@ -66,12 +67,15 @@ class PosePredictor:
         """
         network = ARCHITECTURES[self.architecture](self.inputs.sizes)
         network.oversampling = _OVERSAMPLING
+        if self.context is not None:
+            network.groups = self.context.groups
         device = resolve_device(device, caller="EquivariantPoseNet")
         moved, shifts = images, 0.0
         for last in (self.shift_range < _FAR_SHIFT or not self.expectations, True):
-            rotations, more, squares = evaluate_network(
-                network, self.weights, self.inputs(moved), self.shift_unit, device, half_turns=not self.expectations
-            )
+            seen = self.inputs(moved)
+            if self.context is not None:
+                seen = self.context.inputs(seen)
+            rotations, more, squares = evaluate_network(network, self.weights, seen, self.shift_unit, device)
             shifts = shifts + more * self.expectations
             if last:
                 break

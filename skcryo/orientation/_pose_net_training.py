@@ -41,13 +41,18 @@ class PoseTraining:
     seed : int
         Images of each step follow from this and the step alone.
     device : torch.device
+    learning_rate : float, default=0.01
+        Largest.
+    batch : int, default=128
+        Images of a step.
     """
 
-    def __init__(self, weights, loss, n_steps, seed, device):
+    def __init__(self, weights, loss, n_steps, seed, device, *, learning_rate=_LEARNING_RATE, batch=BATCH):
         self.torch = import_torch("EquivariantPoseNet")
         self.loss, self.n_steps, self.seed, self.device = loss, n_steps, seed, device
+        self.learning_rate, self.batch = learning_rate, batch
         self._weights = {name: self._put(array).requires_grad_() for name, array in weights.items()}
-        self.optimizer = self.torch.optim.Adam(self._weights.values(), lr=_LEARNING_RATE)
+        self.optimizer = self.torch.optim.Adam(self._weights.values(), lr=learning_rate)
         self.step = 0
         self.losses = []
 
@@ -60,8 +65,8 @@ class PoseTraining:
     def _run_step(self):
         rate = min(1, (self.step + 1) / _WARM_UP) * (1 + np.cos(np.pi * self.step / self.n_steps)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * rate
-        loss = self.loss(self._weights, self.step, BATCH, np.random.default_rng([self.seed, self.step]))
+            group["lr"] = self.learning_rate * rate
+        loss = self.loss(self._weights, self.step, self.batch, np.random.default_rng([self.seed, self.step]))
         self.optimizer.zero_grad()
         loss.backward()
         self.torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
@@ -123,12 +128,12 @@ class ReprojectionLoss:
         coefficients, rotations, shifts = (
             torch.as_tensor(np.asarray(part, dtype=np.float32), device=self.device) for part in self.draw(size, random)
         )
-        columns, moved, _ = self.network(weights, coefficients)
+        columns, moved = self.network(weights, coefficients)
         loss = (columns - rotations[:, :, :2]).square().sum(dim=(1, 2)).mean()
         return loss + (moved - shifts / self.shift_scale).square().sum(dim=1).mean()
 
 
-def evaluate_network(network, weights, coefficients, shift_scale, device, *, half_turns=False):
+def evaluate_network(network, weights, coefficients, shift_scale, device):
     """Poses by the network.
 
     Parameters
@@ -139,8 +144,6 @@ def evaluate_network(network, weights, coefficients, shift_scale, device, *, hal
     shift_scale : float
         Pixels.
     device : torch.device
-    half_turns : bool, default=False
-        Whether poses that are more likely half a turn off are turned.
 
     Returns
     -------
@@ -159,9 +162,7 @@ def evaluate_network(network, weights, coefficients, shift_scale, device, *, hal
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
             x = torch.as_tensor(coefficients[part], dtype=dtype, device=device)
-            columns[part], moved[part], turned = map(to_numpy, network(put, x))
-            if half_turns:
-                columns[part] *= np.where(turned > 0, -1, 1)[:, None, None]
+            columns[part], moved[part] = map(to_numpy, network(put, x))
 
     def squared_values():
         return np.maximum(np.linalg.eigvalsh(np.swapaxes(columns, 1, 2) @ columns), 0)
