@@ -41,6 +41,7 @@ def test_every_script_is_tested():
         "grid_search.py",
         "plot_ab_initio.py",
         "plot_common_lines_max_cut.py",
+        "plot_equivariance.py",
         "plot_lud_rotations.py",
         "plot_sml.py",
         "plot_pose_net.py",
@@ -90,6 +91,13 @@ def test_plot_pose_net(tmp_path, capsys):
     steps = np.mod(np.diff(euler[:, 2]) + 180, 360) - 180
     assert np.abs(np.abs(steps) - 30).max() < 3
     assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_equivariance(tmp_path):
+    pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+    off = runpy.run_path(str(EXAMPLES / "plot_equivariance.py"))["main"](tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["equivariance.png"]
+    assert off["o2-mlp"].max() < 0.5 < 2 < np.median(off["mlp"])
 
 
 def test_plot_sml(tmp_path, capsys):

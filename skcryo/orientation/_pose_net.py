@@ -50,7 +50,7 @@ from ._vector_diffusion_maps import VectorDiffusionMaps
 __all__ = ["EquivariantPoseNet"]
 
 _SMALLEST_BOX = 16  # smaller ones have no functions of angular frequency 1
-_MAX_ROUNDS, _TOL = 24, 0.02
+_MAX_ROUNDS, _SETTLED = 24, {"tol": 0.02, "least": 0.03}
 _LEAST_FOR_NEIGHBORS = 500  # images; of fewer the nearest are far apart
 _INPUT_BAND, _MAX_ANGULAR_FREQUENCY = 14.0, 12
 _N_VIEWS = 8192
@@ -380,7 +380,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
             *self._start,
             max_shift=self._max_shift(L),
             mask_radius=self._radius(L),
-            tol=_TOL,
+            **_SETTLED,
             n_jobs=self._threads(),
         )
 

@@ -76,8 +76,9 @@ class PoseRefinement:
         Where to start, in pixels.
     max_shift, mask_radius : float
         Pixels of the images; shifts are searched for within `max_shift` of 0, about an origin for which they are least.
-    tol : float, default=0.1
-        Poses have settled if they move by less than this share of what they moved in the first round.
+    tol, least : float, default=0.1 and 0.01
+        Poses have settled if they move by less than the share `tol` of what they moved in the first round, or by less
+        than `least` degrees.
     n_jobs : int, default=None
         Threads; the result does not depend on it.
     device : str or torch.device, default=None
@@ -97,11 +98,13 @@ class PoseRefinement:
         Power of the noise over what it was taken to be at first.
     """
 
-    def __init__(self, images, rotations, shifts, *, max_shift, mask_radius, tol=0.1, n_jobs=None, device=None):
+    def __init__(
+        self, images, rotations, shifts, *, max_shift, mask_radius, tol=0.1, least=0.01, n_jobs=None, device=None
+    ):
         n = len(images)
         self._given = self.images = images
         self.max_shift, self.mask_radius = max_shift, mask_radius
-        self.tol, self.n_jobs, self.device = tol, n_jobs, device
+        self.tol, self.least, self.n_jobs, self.device = tol, least, n_jobs, device
         self.fit = PoseFit(np.array(rotations), np.array(shifts), np.full(n, np.inf), np.zeros(n), np.ones(n))
         self.contrast = np.ones(n)
         self.power = signal_power(images, _LEAST_POWER)
@@ -113,7 +116,7 @@ class PoseRefinement:
     @property
     def settled(self):
         """Whether poses hardly move any more, and there was a search for others."""
-        return self.round > self._next_search + 1 and self.change < max(self.tol * self._first_change, 0.01)
+        return self.round > self._next_search + 1 and self.change < max(self.tol * self._first_change, self.least)
 
     def run_round(self):
         """One round."""
