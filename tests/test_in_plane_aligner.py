@@ -18,13 +18,13 @@ from skcryo.preprocessing import InPlaneAligner
 from skcryo.preprocessing import _in_plane_aligner as aligner_module
 from skcryo.preprocessing import _in_plane_fit as fit_module
 from skcryo.preprocessing._in_plane_aligner import turn_back
-from skcryo.preprocessing._in_plane_classes import balanced_biases, class_sums, frame_angles, own_poses, peaks
-from skcryo.preprocessing._in_plane_images import BandImages
+from skcryo.preprocessing._in_plane_classes import Classes, balanced_biases, class_sums, frame_angles, own_poses, peaks
+from skcryo.preprocessing._in_plane_images import BandImages, Coefficients
 from skcryo.preprocessing._in_plane_search import FINE_OFFSETS, ClassSearch, shift_offsets
 from skcryo.preprocessing._in_plane_span import find_span
 from skcryo.rotations import in_plane_rotation
 
-L, N = 33, 300
+L, N = 33, 240
 CTF_PRESET = ImagingConditions(max_shift=0.05, ctf=True)
 
 
@@ -35,7 +35,7 @@ def particles(n=N, snr=0.5, preset="shifted", seed=0):
 def quiet_fit(X, n_classes=8, **params):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return InPlaneAligner(n_classes, **{"n_jobs": 1, "random_state": 0, **params}).fit(X)
+        return InPlaneAligner(n_classes, **{"n_jobs": 1, "random_state": 0, "max_iter": 10, **params}).fit(X)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,9 @@ def test_scores_are_those_of_images_turned_moved_and_filtered_one_by_one(box, wi
     averages = rng.standard_normal((3, span.n_coefficients)) * _deviations(span)
     offsets = shift_offsets(1.0, 1.0)
     some = images.select(np.arange(5))
-    scores, where = ClassSearch(span, averages, offsets).scores(some.centred(slice(0, 5)), some.squares(slice(0, 5)))
+    every = slice(0, 5)
+    coefficients = Coefficients(span, some, some.shifts).near(every, some.shifts, offsets)
+    scores, where = ClassSearch(span, averages, len(offsets)).scores(coefficients, some.squares(every))
     # the same from scratch: a filtered, turned and moved average beside the image, all angles and offsets
     weights = _ctf_over_noise(ctf, spectrum, images.points, box)
     observed = some.values / weights[: len(some)]
@@ -124,7 +126,7 @@ def test_averages_solve_the_normal_equations():
     span = find_span(images, basis)
     rng = np.random.default_rng(0)
     labels, angles = rng.integers(0, 4, 150), rng.uniform(0, 6, 150)
-    sums, filters = class_sums(span, images, labels, angles, images.shifts, 4)
+    sums, filters = class_sums(Coefficients(span, images, images.shifts), labels, angles, images.shifts, 4)
     averages = span.posterior_means(sums, filters)
 
     def log_posterior(A):
@@ -147,10 +149,35 @@ def test_own_poses_find_what_images_were_made_with(fitted):
     views = aligner._span.images(aligner._averages)
     made = shift_images(rotate_images(views[labels], angles), shifts)
     images = BandImages.from_stack(ParticleStack(made), np.ones(L // 2 + 1), 16, aligner._basis)
-    found, moved, _ = own_poses(aligner._span, images, aligner._averages, labels, np.zeros((40, 2)), FINE_OFFSETS)
-    wrong = np.abs((found - angles + np.pi) % (2 * np.pi) - np.pi)
+    found = own_poses(
+        Coefficients(aligner._span, images, images.shifts),
+        lambda part: aligner._averages[labels[part]],
+        images.shifts,
+        FINE_OFFSETS,
+    )
+    wrong = np.abs((found.angles - angles + np.pi) % (2 * np.pi) - np.pi)
     assert np.degrees(np.median(wrong)) < 0.5
-    assert np.median(np.hypot(*(moved - shifts).T)) < 0.1
+    assert np.median(np.hypot(*(found.shifts - shifts).T)) < 0.1
+
+
+def test_averages_without_an_image_are_those_made_without_it():
+    stack, _ = particles(60, preset=CTF_PRESET)
+    basis = disc_basis(L, 8 / L)
+    images = BandImages.from_stack(stack, np.ones(L // 2 + 1), 8, basis, ctf=stack.ctf, pixel_size=5.0)
+    classes = Classes(find_span(images, basis), images, 2)
+    rng = np.random.default_rng(0)
+    classes.labels, classes.angles = np.arange(60) % 2, rng.uniform(0, 6, 60)
+    classes.average(images.shifts)
+    with_all, without = classes.averages, classes.averages_of(slice(0, 60))
+    for i in (0, 7, 33):
+        kept = np.delete(np.arange(60), i)
+        others = Classes(classes.span, images.select(kept), 2)
+        others.labels, others.angles = classes.labels[kept], classes.angles[kept]
+        others.average(others.known)
+        label = classes.labels[i]
+        change = np.linalg.norm(others.averages[label] - with_all[label])
+        # taken out to first order: what is left is as small as one image among thirty
+        assert np.linalg.norm(without[i] - others.averages[label]) < 0.15 * change
 
 
 def test_biases_make_classes_equally_large():
@@ -180,20 +207,28 @@ def test_frames_of_turned_copies_agree(fitted):
 # ---------------------------------------------------------------------------------------------- what is found
 @pytest.mark.parametrize("preset", ["shifted", CTF_PRESET], ids=["no CTF", "CTF"])
 def test_angles_and_shifts_of_raw_particles(preset):
-    stack, truth = particles(400, preset=preset)
-    aligner = quiet_fit(stack, 12)
-    counts = np.bincount(aligner.labels_, minlength=12)
-    assert counts.min() > 0.2 * 400 / 12
+    stack, truth = particles(300, preset=preset)
+    aligner = quiet_fit(stack, 10)
+    counts = np.bincount(aligner.labels_, minlength=10)
+    assert counts.min() > 0.2 * 300 / 10
     turn, shift = errors(aligner, truth)
     # random angles have a median of 90 degrees; unmoved images have 0.9 px
     assert turn < 5
-    assert shift < 0.5
+    assert shift < 0.65
 
 
-def test_ctf_belongs_into_the_likelihood():
-    stack, truth = particles(400, snr=0.3, preset=CTF_PRESET, seed=1)
-    known, ignored = (purity(quiet_fit(X, 10).labels_, truth) for X in (stack, stack.replace(ctf=None)))
-    assert known > ignored + 0.02
+def test_averages_with_the_ctf_in_the_likelihood_show_what_is_there():
+    stack, _ = particles(N, preset=CTF_PRESET)
+    clean, _ = particles(N, snr=None)  # the same views and shifts
+    correlations = []
+    for X in (stack, stack.replace(ctf=None)):
+        aligner = quiet_fit(X)
+        views = turn_back(np.asarray(clean), aligner.angles_, aligner.shifts_)
+        views = np.stack([views[aligner.labels_ == label].mean(axis=0) for label in range(8)])
+        correlations.append(np.corrcoef(views.ravel(), aligner.class_averages_.ravel())[0, 1])
+    # 0.97 and, of averages that ignore the CTF, 0.79
+    assert correlations[0] > 0.9
+    assert correlations[1] < 0.85
 
 
 def test_turned_images_have_turned_angles(fitted):
@@ -224,7 +259,7 @@ def test_each_image_is_aligned_by_itself(fitted):
     together = aligner.align(stack)
     for name, value in zip(("labels_", "angles_", "shifts_"), together):
         np.testing.assert_array_equal(getattr(aligner, name), value, err_msg=name)
-    alone = [np.concatenate(part) for part in zip(*(aligner.align(stack[i : i + 1]) for i in range(0, 300, 10)))]
+    alone = [np.concatenate(part) for part in zip(*(aligner.align(stack[i : i + 1]) for i in range(0, N, 10)))]
     for a, b in zip(alone, together):
         np.testing.assert_allclose(a, b[::10], atol=1e-5)
 
@@ -258,7 +293,7 @@ def test_turn_back_undoes_a_turn():
 def test_pipeline_with_statistical_manifold_learning(fitted):
     _, stack, truth = fitted
     steps = [
-        ("align", InPlaneAligner(8, n_jobs=1, random_state=0)),
+        ("align", InPlaneAligner(8, max_iter=10, n_jobs=1, random_state=0)),
         ("sml", SMLClustering(12, n_components=10, random_state=0)),
     ]
     with warnings.catch_warnings():
@@ -303,7 +338,7 @@ def test_more_images_than_take_part_in_learning(fitted, monkeypatch):
     assert np.bincount(aligner.labels_, minlength=8).min() > 0
     turn, shift = errors(aligner, truth)
     assert turn < 6
-    assert shift < 0.6
+    assert shift < 0.75
 
 
 class Interrupt:
@@ -335,10 +370,10 @@ class Stop(Interrupt):
         return self.left < 0
 
 
-@pytest.mark.parametrize("after", [2, 15, 30])
+@pytest.mark.parametrize("after", [2, 25])
 def test_interrupted_fit_goes_on_to_the_same_result(fitted, tmp_path, after):
     reference, stack, _ = fitted
-    params = {"n_jobs": 1, "random_state": 0, "checkpoint_dir": tmp_path}
+    params = {"n_jobs": 1, "random_state": 0, "max_iter": 10, "checkpoint_dir": tmp_path}
     assert reference.n_iter_ > after
     with pytest.raises(KeyboardInterrupt):
         InPlaneAligner(8, **params).set_callbacks(Interrupt(after)).fit(stack)
@@ -366,7 +401,7 @@ def test_no_convergence_warns(fitted):
 def test_collapse_warns():
     images = np.repeat(np.asarray(particles(1, snr=None)[0]), 60, axis=0)
     with pytest.warns(ConvergenceWarning, match="classes collapsed: .* of the n_classes=10 hold less than 20%"):
-        InPlaneAligner(10, n_jobs=1, random_state=0).fit(images)
+        InPlaneAligner(10, max_iter=5, n_jobs=1, random_state=0).fit(images)
 
 
 def test_bad_input_is_named(fitted):
@@ -377,7 +412,7 @@ def test_bad_input_is_named(fitted):
         InPlaneAligner(8, max_shift=17).fit(stack)
     with pytest.raises(ValueError, match="CTFs need the pixel size"):
         InPlaneAligner(8).fit(np.asarray(stack), ctf=make_ctf(N))
-    with pytest.raises(ValueError, match="CTF has 7 records but X has 300 images"):
+    with pytest.raises(ValueError, match="CTF has 7 records but X has 240 images"):
         InPlaneAligner(8).fit(stack, ctf=make_ctf(7))
     images = np.array(stack)
     images[7, 3, 3] = np.nan

@@ -32,7 +32,7 @@ from ..rotations import in_plane_rotation
 from ._geometry import ring_index
 from ._in_plane_classes import class_sums, locate
 from ._in_plane_fit import AlignerFit
-from ._in_plane_images import BandImages
+from ._in_plane_images import BandImages, Coefficients
 from ._in_plane_search import shift_offsets
 from ._whiten import noise_spectrum
 
@@ -291,7 +291,7 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
         for where, images, (labels, angles, shifts) in self._located(stack, ctf, pixel_size):
             self.labels_[where], self.angles_[where] = labels, angles
             self.shifts_[where] += shifts
-            more = class_sums(self._span, images, labels, angles, shifts, self.n_classes_)
+            more = class_sums(Coefficients(self._span, images, shifts), labels, angles, shifts, self.n_classes_)
             sums, filters = sums + more[0], filters + more[1]
         box, L = self._basis.L, stack.shape[1]
         images = self._span.images(self._span.posterior_means(sums, filters))

@@ -1,11 +1,13 @@
 """Classes of images in the plane: assignment in equal numbers, averages, centres and a common frame."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from joblib import Parallel, delayed
 from scipy import sparse
 
-from .._products import row_products
-from ._in_plane_search import FINE_OFFSETS, ClassSearch, best_angles
+from ._in_plane_images import Coefficients
+from ._in_plane_search import FINE_OFFSETS, ClassSearch, best_angles, grid_angles
 
 __all__ = ["Classes", "balanced_biases", "class_sums", "frame_angles", "locate", "own_poses"]
 
@@ -13,7 +15,9 @@ _SINKHORN_STEPS, _SINKHORN_DAMPING = 40, 0.7
 _SINKHORN_IMAGES = 10000  # at most, from which biases are found
 _CANDIDATES = 3  # classes of which angle and shift are refined before the best is chosen
 _NEIGHBORS = 8
+_ROWS = 4096  # of products of images at offsets with averages, looked at together
 _CENTRE = np.zeros((1, 2))
+_STATE = ("averages", "biases", "labels", "angles", "shifts", "known")
 
 
 class Classes:
@@ -39,46 +43,79 @@ class Classes:
 
     def __init__(self, span, images, n_classes, n_jobs=None):
         self.span, self.images, self.n_classes, self.n_jobs = span, images, n_classes, n_jobs
-        self.known, self.biases = images.shifts, np.zeros(n_classes)
-        self.averages = self.labels = self.angles = self.shifts = None
+        self.biases = np.zeros(n_classes)
+        self.search_near(images.shifts)
+        self.averages = self.labels = self.angles = self.shifts = self._averaged = None
+
+    def search_near(self, shifts):
+        """From now on, try shifts at offsets from these."""
+        self.known = shifts
+        self.coefficients = Coefficients(self.span, self.images, shifts)
 
     def start(self, rng):
         """Averages that are single images, as expected given their noise."""
         chosen = np.sort(rng.permutation(len(self.images))[: self.n_classes])
         images = self.images.select(chosen)
         every = slice(0, len(images))
-        coefficients = row_products(images.centred(every), self.span.table(_CENTRE)).astype(np.float64)
+        coefficients = Coefficients(self.span, images, images.shifts).at(every, images.shifts).astype(np.float64)
         self.averages = self.span.posterior_means(coefficients, images.squares(every).astype(np.float64))
 
     def state(self):
         """What a checkpoint keeps."""
-        names = ("averages", "biases", "labels", "angles", "shifts", "known")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state):
         """Take over what :meth:`state` gave."""
-        for name in ("averages", "biases", "labels", "angles", "shifts", "known"):
+        for name in _STATE:
             setattr(self, name, state[name])
+        self.search_near(self.known)
+        if np.array_equal(self.shifts, self.known):
+            self.shifts = self.known  # for which coefficients are kept, the same to the last bit
+        self.average(self.shifts)
 
     def iterate(self, offsets, temperature):
         """Assign all images, at shifts among `offsets` of those known, and average anew."""
-        images = self.images
-        scores, where = search(self.span, images, self.averages, offsets, self.known, self.n_jobs)
-        some = slice(None, None, -(-len(images) // _SINKHORN_IMAGES))
+        rows = np.arange(len(self.images))
+        scores, where = search(self.coefficients, self.averages, offsets, self.known, self.n_jobs)
+        if self.labels is not None:
+            found = own_poses(self.coefficients, self.averages_of, self.known, offsets, self.n_jobs)
+            scores[rows, self.labels], where[rows, self.labels] = found.scores, found.where
+        some = slice(None, None, -(-len(rows) // _SINKHORN_IMAGES))
         self.biases = balanced_biases(scores[some], self.biases, temperature)
         self.labels = (scores + self.biases.astype(np.float32)).argmax(axis=1)
-        self.shifts = self.known + offsets[where[np.arange(len(images)), self.labels]]
-        self.own_poses(_CENTRE, self.shifts)
+        self.shifts = self.known
+        if len(offsets) > 1:
+            self.shifts = self.known + offsets[where[rows, self.labels]]
+        self.angles = own_poses(self.coefficients, self.averages_of, self.shifts, _CENTRE, self.n_jobs).angles
         self.average(self.shifts)
 
     def own_poses(self, offsets, shifts):
         """Best angles and shifts in the images' own classes, at `offsets` from `shifts`."""
-        self.angles, self.shifts, _ = own_poses(self.span, self.images, self.averages, self.labels, shifts, offsets)
+        found = own_poses(self.coefficients, self.averages_of, shifts, offsets, self.n_jobs)
+        self.angles, self.shifts = found.angles, found.shifts
 
     def average(self, shifts):
         """Averages of images at these shifts, as expected under the prior."""
-        sums = class_sums(self.span, self.images, self.labels, self.angles, shifts, self.n_classes)
-        self.averages = self.span.posterior_means(*sums)
+        sums, filters = class_sums(self.coefficients, self.labels, self.angles, shifts, self.n_classes)
+        self.averages = self.span.posterior_means(sums, filters)
+        self._averaged = self.labels, self.angles, shifts, self.span.posterior_covariances(filters)
+
+    def averages_of(self, part):
+        """Average of each image's class without the image itself: (n, n_coefficients), for the images of a slice.
+
+        With itself, an image of much noise is most like the class and the pose that it had: what averages have of its
+        noise. It is taken out to first order: the posterior mean's derivative by the image's weight.
+        """
+        averages = self.averages[self.labels[part]]
+        if self._averaged is None:
+            return averages
+        labels, angles, shifts, covariances = self._averaged
+        member = np.flatnonzero(labels[part] == self.labels[part])
+        b = self.coefficients.at(part, shifts)[member].astype(np.float64)
+        b = self.span.turned(b, -angles[part][member])
+        squares = self.images.squares(part)[member]
+        averages[member] -= self.span.shares(b, squares, averages[member], labels[part][member], covariances)
+        return averages
 
     def recentred(self, max_shift):
         """Shifts of the images with all averages brought to one centre."""
@@ -96,7 +133,7 @@ class Classes:
         return recentred_shifts(self.labels, self.angles, self.shifts, offsets)
 
 
-def search(span, images, averages, offsets, shifts, n_jobs=None):
+def search(coefficients, averages, offsets, shifts, n_jobs=None):
     """Log-likelihoods of all images in all classes, each at its best angle and offset.
 
     Returns
@@ -105,15 +142,15 @@ def search(span, images, averages, offsets, shifts, n_jobs=None):
     where : ndarray of shape (n_images, k), int16
         Index of the offset.
     """
-    finder = ClassSearch(span, averages, offsets)
+    images = coefficients.images
+    finder = ClassSearch(coefficients.span, averages, len(offsets))
     scores = np.empty((len(images), len(averages)), dtype=np.float32)
     where = np.empty(scores.shape, dtype=np.int16)
 
     def run(part):
-        scores[part], where[part] = finder.scores(images.centred(part, shifts[part]), images.squares(part))
+        scores[part], where[part] = finder.scores(coefficients.near(part, shifts, offsets), images.squares(part))
 
-    parallel = Parallel(n_jobs=n_jobs, prefer="threads", require="sharedmem")
-    parallel(delayed(run)(part) for part in images.blocks(finder.block_size))
+    in_threads(run, images.blocks(finder.block_size), n_jobs)
     return scores, where
 
 
@@ -126,39 +163,75 @@ def locate(span, images, averages, biases, offsets, n_jobs=None):
     angles : ndarray of shape (n,), float64
     shifts : ndarray of shape (n, 2), float64
     """
-    n, known = len(images), np.zeros((len(images), 2))
-    scores, where = search(span, images, averages, offsets, known, n_jobs)
+    n = len(images)
+    coefficients = Coefficients(span, images, np.zeros((n, 2)))
+    scores, where = search(coefficients, averages, offsets, coefficients.known, n_jobs)
     scores += biases.astype(np.float32)
     candidates = np.argsort(-scores, axis=1, kind="stable")[:, :_CANDIDATES]
-    fine = FINE_OFFSETS if len(offsets) > 1 else _CENTRE
-    half_power = 0.5 * span.ring_power(averages).astype(np.float64)
     rows, best = np.arange(n), np.full(n, -np.inf)
     labels, angles, shifts = np.zeros(n, dtype=np.int32), np.zeros(n), np.zeros((n, 2))
     for label in candidates.T:
-        angle, shift, value = own_poses(span, images, averages, label, offsets[where[rows, label]], fine)
-        for part in images.blocks():
-            value[part] -= np.einsum("nq,nq->n", images.squares(part), half_power[label[part]])
-        value += biases[label]
+        near, fine = coefficients.known, _CENTRE
+        if len(offsets) > 1:
+            near, fine = offsets[where[rows, label]], FINE_OFFSETS
+        found = own_poses(coefficients, lambda part, label=label: averages[label[part]], near, fine, n_jobs)
+        value = found.scores + biases[label]
         better = value > best
-        best[better], labels[better], angles[better] = value[better], label[better], angle[better]
-        shifts[better] = shift[better]
+        best[better], labels[better], angles[better] = value[better], label[better], found.angles[better]
+        shifts[better] = found.shifts[better]
     return labels, angles, shifts
 
 
-def own_poses(span, images, averages, labels, shifts, offsets):
-    """Best angles and shifts of images in one class each, at `offsets` from `shifts`, and the values there."""
-    table, T = span.table(offsets), len(offsets)
-    n = len(images)
-    angles, found, values = np.empty(n), np.empty((n, 2)), np.empty(n)
-    for part in images.blocks():
-        m = part.stop - part.start
-        b = row_products(images.centred(part, shifts[part]), table).reshape(m * T, -1)
-        products = span.products(b, np.repeat(averages[labels[part]], T, axis=0))
-        angle, value = (a.reshape(m, T) for a in best_angles(span.frequencies, products))
-        best = value.argmax(axis=1)
-        angles[part], values[part] = angle[np.arange(m), best], value[np.arange(m), best]
-        found[part] = shifts[part] + (peaks(value) if offsets is FINE_OFFSETS else offsets[best])
-    return angles, found, values
+@dataclass(frozen=True)
+class OwnPoses:
+    """Of images in one class each, the best pose and its log-likelihood; arrays with a row for each image."""
+
+    angles: np.ndarray
+    shifts: np.ndarray
+    where: np.ndarray
+    scores: np.ndarray
+
+
+def own_poses(coefficients, averages_of, shifts, offsets, n_jobs=None):
+    """Best angles and shifts of images in one class each, at `offsets` from `shifts`.
+
+    Parameters
+    ----------
+    coefficients : Coefficients
+    averages_of : callable
+        Of a slice, the average that each of its images is compared with: (n, n_coefficients).
+    shifts : ndarray of shape (n_images, 2)
+    offsets : ndarray of shape (n_offsets, 2)
+    n_jobs : int or None
+
+    Returns
+    -------
+    OwnPoses
+    """
+    span, images = coefficients.span, coefficients.images
+    T, n = len(offsets), len(images)
+    found = OwnPoses(np.empty(n), np.empty((n, 2)), np.empty(n, dtype=np.int16), np.empty(n))
+
+    def run(part):
+        averages = averages_of(part)
+        m = len(averages)
+        b = coefficients.near(part, shifts, offsets).reshape(m * T, -1)
+        products = span.products(b, np.repeat(averages, T, axis=0))
+        values = grid_angles(span.frequencies, products)[1].reshape(m, T)
+        best = values.argmax(axis=1)
+        angles, top = best_angles(span.frequencies, products[np.arange(m) * T + best])
+        power = np.einsum("nq,nq->n", span.ring_power(averages), images.squares(part), dtype=np.float64)
+        found.where[part], found.angles[part], found.scores[part] = best, angles, top - power / 2
+        found.shifts[part] = shifts[part] + (peaks(values) if offsets is FINE_OFFSETS else offsets[best])
+
+    in_threads(run, images.blocks(max(1, _ROWS // T)), n_jobs)
+    return found
+
+
+def in_threads(run, parts, n_jobs):
+    """Call `run` with every part."""
+    parallel = Parallel(n_jobs=n_jobs, prefer="threads", require="sharedmem")
+    parallel(delayed(run)(part) for part in parts)
 
 
 def peaks(values):
@@ -174,15 +247,14 @@ def peaks(values):
     return np.clip(np.where(peaked[:, None], peak, FINE_OFFSETS[values.argmax(axis=1)]), -reach, reach)
 
 
-def class_sums(span, images, labels, angles, shifts, n_classes):
+def class_sums(coefficients, labels, angles, shifts, n_classes):
     """Sums over each class of coefficients of images moved and turned back, and of squared filters."""
+    span, images = coefficients.span, coefficients.images
     sums, filters = np.zeros((n_classes, span.n_coefficients)), np.zeros((n_classes, images.filters.shape[1]))
-    table = span.table(_CENTRE)
     for part in images.blocks():
-        b = row_products(images.centred(part, shifts[part]), table).astype(np.float64)
-        rows = np.arange(len(b))
-        member = sparse.csr_array((np.ones(len(b)), (labels[part], rows)), shape=(n_classes, len(b)))
-        sums += member @ span.turned(b, -angles[part])
+        b = span.turned(coefficients.at(part, shifts).astype(np.float64), -angles[part])
+        member = sparse.csr_array((np.ones(len(b)), (labels[part], np.arange(len(b)))), shape=(n_classes, len(b)))
+        sums += member @ b
         filters += member @ images.squares(part).astype(np.float64)
     return sums, filters
 

@@ -10,11 +10,11 @@ from ._in_plane_span import find_span
 
 __all__ = ["AlignerFit", "FoundClasses"]
 
-_SEARCHED_CLASSES, _SEARCHED_IMAGES = 50, 2500  # at most, in the first stage, whose search is the dearest
+_SEARCHED_CLASSES, _SEARCHED_IMAGES = 25, 2500  # at most, in the first stage, whose search is the dearest
 _HOTTEST, _COOLED = 6.0, 0.6  # nats; the share of a stage's iterations in which the temperature falls to 1
 _COARSE, _OWN = 1.4, 1.0  # steps of shifts, px
 _N_ROUNDS = 2  # of classes at known shifts before the last ones
-_STAGE_ITERATIONS = 12
+_STAGE_ITERATIONS = 20
 _N_OWN = 2
 
 
@@ -103,7 +103,7 @@ class AlignerFit:
                 break
             with self.progress.step("iteration"):
                 if searches and iteration == half:
-                    classes.known = classes.shifts.copy()
+                    classes.search_near(classes.shifts)
                 offsets = coarse[:1] if not searches else coarse if iteration < half else FINE_OFFSETS
                 before = classes.labels
                 temperature = max(1.0, _HOTTEST * (1 - iteration / hot))

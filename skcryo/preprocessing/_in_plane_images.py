@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from .._products import row_products
 from .._validation import padded_to
 from ..ctf import evaluate_ctf_polar
 from ._in_plane_span import phase_table
 
-__all__ = ["BandImages", "ring_filters"]
+__all__ = ["BandImages", "Coefficients", "ring_filters"]
 
 _BLOCK = 256
 _N_AZIMUTHS = 12  # over half a turn, at which the square of an astigmatic CTF is averaged
@@ -86,3 +87,41 @@ def ring_filters(spectrum, basis, ctf, pixel_size):
         values = evaluate_ctf_polar(ctf[part], radii, azimuths, pixel_size)
         out[part] = np.square(values, out=values).mean(axis=2) * inverse
     return out
+
+
+class Coefficients:
+    """Coefficients of images in a span, moved back by shifts: made when wanted, at the shifts known kept.
+
+    Parameters
+    ----------
+    span : SteerableSpan
+    images : BandImages
+    known : ndarray of shape (n_images, 2)
+        Shifts at which coefficients are kept.
+    """
+
+    def __init__(self, span, images, known):
+        self.span, self.images, self.known = span, images, known
+        self._centre = span.table(np.zeros((1, 2)))
+        self._kept = None
+        self._table = None, None
+
+    def at(self, part, shifts):
+        """Of the images of a slice, moved back by `shifts` of all images: (n, n_coefficients), float32."""
+        if shifts is not self.known:
+            return row_products(self.images.centred(part, shifts[part]), self._centre)
+        if self._kept is None:
+            kept = np.empty((len(self.images), self.span.n_coefficients), dtype=np.float32)
+            for block in self.images.blocks():
+                row_products(self.images.centred(block, self.known[block]), self._centre, out=kept[block])
+            self._kept = kept
+        return self._kept[part]
+
+    def near(self, part, shifts, offsets):
+        """The same at all offsets from the shifts: (n, n_offsets, n_coefficients), float32."""
+        if len(offsets) == 1:
+            return self.at(part, shifts)[:, None]
+        if self._table[0] is not offsets:
+            self._table = offsets, self.span.table(offsets)
+        b = row_products(self.images.centred(part, shifts[part]), self._table[1])
+        return b.reshape(len(b), len(offsets), -1)

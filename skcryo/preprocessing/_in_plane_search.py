@@ -5,12 +5,13 @@ import numpy as np
 from .._ext._polar import fold_max
 from .._products import row_products
 
-__all__ = ["FINE_OFFSETS", "AngleSums", "ClassSearch", "best_angles", "shift_offsets"]
+__all__ = ["FINE_OFFSETS", "AngleSums", "ClassSearch", "best_angles", "grid_angles", "shift_offsets"]
 
 _N_ANGLES = 64
 _COLUMNS = 2**16  # pairs of image, shift and class looked at together: what a cache holds
 _TILE = 2048
-_NEWTON_STEPS = 3
+_NEWTON_STEPS = 2
+_LARGEST_STEP = np.pi / _N_ANGLES
 
 
 def shift_offsets(radius, step):
@@ -58,13 +59,12 @@ class ClassSearch:
     ----------
     span : SteerableSpan
     averages : ndarray of shape (k, n_coefficients)
-    offsets : ndarray of shape (n_offsets, 2)
-        Shifts tried, relative to the images' own.
+    n_offsets : int
+        Shifts tried.
     """
 
-    def __init__(self, span, averages, offsets):
-        self.span, self.offsets = span, offsets
-        self.table = span.table(offsets)
+    def __init__(self, span, averages, n_offsets):
+        self.n_offsets = n_offsets
         self.half_power = np.ascontiguousarray(0.5 * span.ring_power(averages).T)
         self.sums = AngleSums(span.frequencies)
         averages = averages.astype(np.float32)
@@ -83,30 +83,31 @@ class ClassSearch:
     @property
     def block_size(self):
         """Images that are looked at together."""
-        return max(1, _COLUMNS // (len(self.offsets) * self.n_classes))
+        return max(1, _COLUMNS // (self.n_offsets * self.n_classes))
 
-    def scores(self, values, squares):
+    def scores(self, coefficients, squares):
         """Log-likelihood of every class at its best angle and offset, without what all classes share.
 
         Parameters
         ----------
-        values : ndarray of shape (n, 2 n_points), float32
-            Of :meth:`BandImages.centred`.
+        coefficients : ndarray of shape (n, n_offsets, n_coefficients), float32
+            Of the images, moved back by each offset.
         squares : ndarray of shape (n, n_rings), float32
+            Squared filters.
 
         Returns
         -------
         scores : ndarray of shape (n, k), float32
-        offsets : ndarray of shape (n, k), int16
-            Index of the best.
+        where : ndarray of shape (n, k), int16
+            Index of the best offset.
         """
-        n, T, k, F = len(values), len(self.offsets), self.n_classes, len(self._products)
-        b = row_products(values, self.table).reshape(n * T, -1)
+        n, T, J = coefficients.shape
+        k, F = self.n_classes, len(self._products)
+        b = coefficients.reshape(n * T, J)
         planes = np.empty((2, F, n * T * k), dtype=np.float32)
         for f, (where, real, imaginary) in enumerate(self._products):
-            part = b[:, where]
-            row_products(part, real, out=planes[0, f].reshape(n * T, k))
-            row_products(part, imaginary, out=planes[1, f].reshape(n * T, k))
+            row_products(b[:, where], real, out=planes[0, f].reshape(n * T, k))
+            row_products(b[:, where], imaginary, out=planes[1, f].reshape(n * T, k))
         best, index = np.empty(n * T * k, dtype=np.float32), np.empty(n * T * k, dtype=np.int32)
         self.sums.maximum(planes[0], planes[1], best, index)
         best = best.reshape(n, T, k)
@@ -115,17 +116,29 @@ class ClassSearch:
         return top - row_products(squares, self.half_power), where.astype(np.int16)
 
 
+def grid_angles(frequencies, products):
+    """Of ``sum Re(g_n exp(-i n angle))``, products g (n, F), the largest value and its angle, by a parabola through
+    the three best of equal steps."""
+    grid = 2 * np.pi * np.arange(_N_ANGLES) / _N_ANGLES
+    phases = np.outer(frequencies, grid)
+    waves = np.concatenate([np.cos(phases), np.sin(phases)]).astype(np.float32)
+    values = row_products(np.concatenate([products.real, products.imag], axis=1).astype(np.float32), waves)
+    best, rows = values.argmax(axis=1), np.arange(len(values))
+    top, before, after = (values[rows, (best + i) % _N_ANGLES].astype(np.float64) for i in (0, -1, 1))
+    bend = np.maximum(2 * top - before - after, 1e-30)
+    step = np.clip(0.5 * (after - before) / bend, -0.5, 0.5)
+    return grid[1] * (best + step), top + 0.25 * (after - before) * step
+
+
 def best_angles(frequencies, products):
     """Angles at which ``sum Re(g_n exp(-i n angle))`` is largest, and its value there; products g (n, F)."""
-    grid = np.arange(_N_ANGLES) * (2 * np.pi / _N_ANGLES)
-    waves = np.exp(-1j * np.outer(frequencies, grid))
-    angle = grid[(products @ waves).real.argmax(axis=1)]
+    angle, _ = grid_angles(frequencies, products)
     f = frequencies.astype(float)
     for _ in range(_NEWTON_STEPS):
         turned = products * np.exp(-1j * f * angle[:, None])
         slope = np.sum(f * turned.imag, axis=1)
         bend = -np.sum(f**2 * turned.real, axis=1)
         step = np.where(bend < 0, -slope / np.where(bend < 0, bend, -1), 0)
-        angle = angle + np.clip(step, -grid[1], grid[1])
+        angle = angle + np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
     value = np.sum((products * np.exp(-1j * f * angle[:, None])).real, axis=1)
     return np.mod(angle, 2 * np.pi), value

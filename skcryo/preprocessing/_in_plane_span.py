@@ -65,13 +65,9 @@ class SteerableSpan:
         -------
         ndarray of shape (2 n_points, n_offsets * n_coefficients), float32
         """
-        phases = phase_table(-offsets, self.points, self.basis_size)
+        phases = phase_table(-offsets, self.points, self.basis.L)
         moved = self.functions[:, None, :] * phases.T[:, :, None]
         return interleaved(moved.reshape(len(self.points), -1))
-
-    @property
-    def basis_size(self):
-        return self.basis.L
 
     def ring_power(self, averages):
         """Power of averages by ring, which a squared filter weighs: (k, n_rings), float32."""
@@ -103,6 +99,37 @@ class SteerableSpan:
             solved = np.linalg.solve(system, right) * roots[:, None]
             for i, part in enumerate(columns):
                 out[:, part] = solved[:, :, i]
+        return out
+
+    def posterior_covariances(self, filters):
+        """Covariances of averages given their images, from sums of squared filters; of each n, (k, r_n, r_n)."""
+        out = []
+        for rings, variances in zip(self.rings, self.variances):
+            scaled = rings * np.sqrt(variances)
+            system = np.einsum("kq,qa,qb->kab", filters, scaled, scaled, optimize=True)
+            system += np.eye(len(variances))
+            out.append(np.linalg.inv(system) * np.sqrt(np.outer(variances, variances)))
+        return out
+
+    def shares(self, coefficients, squares, averages, labels, covariances):
+        """How averages would change were an image in them twice: (n, n_coefficients).
+
+        Parameters
+        ----------
+        coefficients : ndarray of shape (n, n_coefficients)
+            Of the images, turned as their averages are.
+        squares : ndarray of shape (n, n_rings)
+        averages : ndarray of shape (n, n_coefficients)
+            Of the images' classes.
+        labels : ndarray of shape (n,), int
+        covariances : list
+            Of :meth:`posterior_covariances`.
+        """
+        out = np.empty_like(coefficients)
+        for rings, columns, covariance in zip(self.rings, self.columns, covariances):
+            for part in columns:
+                residual = coefficients[:, part] - ((averages[:, part] @ rings.T) * squares) @ rings
+                out[:, part] = np.einsum("nab,nb->na", covariance[labels], residual)
         return out
 
     def images(self, averages):
