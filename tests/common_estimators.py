@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 import skcryo
 from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans, SMLClustering
 from skcryo.decomposition import SteerablePCA
-from skcryo.heterogeneity import CommonLinesMaxCut
+from skcryo.heterogeneity import CommonLinesMaxCut, CryoDRGN
 from skcryo.orientation import EquivariantPoseNet, LUDRotations, VectorDiffusionMaps
 from skcryo.preprocessing import (
     Centerer,
@@ -112,7 +112,12 @@ def public_estimators():
                     ),
                     order_matters=True,
                     grid={"max_iter": [1, 2]},
-                )
+                ),
+                Case(
+                    CryoDRGN(1, poses="identity", max_iter=3, n_jobs=1, device="cpu", random_state=0),
+                    order_matters=True,
+                    grid={"max_iter": [1, 2]},
+                ),
             ]
             if find_spec("torch")
             else []
@@ -177,7 +182,7 @@ def public_estimator_classes():
         module = importlib.import_module(module_info.name)
         for name in getattr(module, "__all__", ()):
             member = getattr(module, name)
-            if member is EquivariantPoseNet and not find_spec("torch"):
+            if (member is CryoDRGN or member is EquivariantPoseNet) and not find_spec("torch"):
                 continue
             if isinstance(member, type) and issubclass(member, BaseEstimator):
                 found.add(member)

@@ -1,0 +1,500 @@
+"""Continuous distributions of structures: a decoder from latent coordinates to volumes, trained on particles."""
+
+import time
+import warnings
+from numbers import Integral, Real
+from os import PathLike
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Bunch
+
+from .._callback import CallbackSupportMixin, FitProgress
+from .._ext._emd import max_threads
+from .._torch import DEVICES, import_torch, resolve_device
+from .._validation import (
+    Interval,
+    StackTagsMixin,
+    StrOptions,
+    _fit_context,
+    check_is_fitted,
+    iter_finite_chunks,
+    padded_to,
+    resolve_optics,
+    validate_lazy,
+    validate_parameters,
+)
+from ..alignment import FourierImages
+from ..particles import describe_image
+from ..preprocessing import noise_spectrum
+from ._drgn_checkpoint import FitSaver
+from ._drgn_decoder import ResidualDecoder
+from ._drgn_images import ImageUnits, fourier_images, part_of_stack
+from ._drgn_latents import LatentMixture
+from ._drgn_poses import resolve_poses
+from ._drgn_start import Contrasts, first_latents, particle_radius
+from ._drgn_training import BATCH, DecoderTraining, product_dtype
+from ._drgn_volumes import VolumeDecoder
+
+__all__ = ["CryoDRGN"]
+
+_SMALLEST_BOX = 16
+_ROUNDS = 3  # of training and of latents
+_STEPS, _PASSES = 3000, 3  # of training: at least, and passes over the images
+_BETWEEN = 50
+_N_CENTRES = 20
+_BAND = 16.0  # cycles per box that latents are inferred from
+_CONTRAST_STD = 0.05
+_COLLAPSED = 0.2
+
+
+class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerMixin, BaseEstimator):
+    """Continuous heterogeneity of particles of known poses: latent coordinates, and a volume for each of them.
+
+    A network says the Fourier coefficients of the volume at any latent coordinates z. It is trained so that its
+    slices, seen through CTF, shift and contrast, are the images [1]_. Here coordinates are not told by a second
+    network, which learns images by heart, but inferred through the decoder: by their posterior given the volumes that
+    it makes. They start from probabilistic principal component analysis of the volume.
+
+    Parameters
+    ----------
+    z_dim : int, default=8
+        Latent coordinates. 0: one volume for all images.
+    poses : {"given", "identity"}, default="given"
+        "given": images carry rotations, or `rotations` is given; an error where they are missing. "identity": images
+        without rotations are taken as views along z with nothing turned.
+    max_iter : int, default=None
+        Steps of training, each on 16 images. None: 3000, or as many as three passes over the images take if that is
+        more.
+    max_time : float, default=None
+        Seconds that training may take; it is planned so that it ends then. None: `max_iter` alone decides. With it,
+        results depend on how fast the computer is.
+    resolution : float, default=None
+        Finest detail that images are used for, in Angstrom if the pixel size is known, else in pixels. None: two
+        pixels.
+    mask_radius : float or "auto", default="auto"
+        Radius in pixels of the ball that holds the particle. "auto": 0.45 L.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Of the products in training; weights are always float32. "auto": bfloat16 where the processor has such
+        products.
+    checkpoint_dir : path, default=None
+        Folder where the state is saved, at most every ten seconds; a fit that was killed goes on from there, to the
+        same result, if data and parameters are the same.
+    n_jobs : int, default=None
+        Threads of all but the network, which takes one. None: all cores (OMP_NUM_THREADS is respected). Results do not
+        depend on it.
+    device : {"auto", "cpu", "cuda"}, default="auto"
+        Where the network is trained. "auto": on a GPU if torch sees one, else on the CPU.
+    random_state : int, RandomState instance or None, default=None
+
+    Attributes
+    ----------
+    embedding_ : ndarray of shape (n_images, z_dim), float64
+        Latent coordinates of the images: means of their posteriors. Their mean is 0 and their covariance, posterior
+        widths counted, the identity.
+    embedding_covariance_ : ndarray of shape (n_images, z_dim, z_dim), float64
+        Of the posteriors.
+    contrast_ : ndarray of shape (n_images,), float64
+    loss_curve_ : list of float
+        Mean squared residual of each step of training, in units of the noise (a half is what noise alone leaves).
+    n_iter_ : int
+        Steps of training.
+    weights_ : dict of str to ndarray
+        Of the network.
+    rotations_, shifts_ : ndarray of shape (n_images, 3, 3) and (n_images, 2), float64
+        Poses, as they were given.
+    resolution_ : float
+        Finest detail that images were used for, in Angstrom or pixels as `resolution`.
+    noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
+        The noise's power by ring.
+    pixel_size_ : float or None
+    n_features_in_ : int
+    image_shape_ : tuple of two ints
+
+    See Also
+    --------
+    skcryo.heterogeneity.CommonLinesMaxCut : Few discrete structures, poses unknown.
+    skcryo.reconstruction.FourierReconstructor : One volume from known poses, much faster.
+
+    Notes
+    -----
+    Needs torch (``pip install "skcryo[torch]"``) to be fitted and used.
+
+    Choices: two residual layers of 256 channels on 256 random Fourier features as wide as the particle; Adam, rates
+    rising to 1e-3 and falling by half a cosine; 16 images and 200 random frequencies of each a step. After each third
+    of the training the posterior of z is found anew, from frequencies up to 16 cycles per box: about 20 centres of the
+    coordinates the decoder is replaced by its volume and its slopes, which makes the posterior a mixture of normal
+    distributions in closed form, the image's contrast beside z. The prior is the mixture of the images themselves. In
+    training coordinates are drawn from these posteriors. Signal that no network explains is taken to be 3 % of a
+    ring's power and counted with the noise.
+
+    References
+    ----------
+    .. [1] Zhong, Bepler, Berger, Davis, "CryoDRGN: reconstruction of heterogeneous cryo-EM structures using neural
+       networks", Nature Methods 18 (2021).
+
+    Examples
+    --------
+    >>> from skcryo.heterogeneity import CryoDRGN
+    >>> CryoDRGN(z_dim=1, max_iter=500, random_state=0)
+    CryoDRGN(max_iter=500, random_state=0, z_dim=1)
+    """
+
+    _parameter_constraints: dict = {
+        "z_dim": [Interval(Integral, 0, None, closed="left")],
+        "poses": [StrOptions({"given", "identity"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left"), None],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
+        "resolution": [Interval(Real, 0, None, closed="neither"), None],
+        "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "checkpoint_dir": [str, PathLike, None],
+        "n_jobs": [Integral, None],
+        "device": [StrOptions(set(DEVICES))],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        z_dim=8,
+        *,
+        poses="given",
+        max_iter=None,
+        max_time=None,
+        resolution=None,
+        mask_radius="auto",
+        precision="auto",
+        checkpoint_dir=None,
+        n_jobs=None,
+        device="auto",
+        random_state=None,
+    ):
+        self.z_dim = z_dim
+        self.poses = poses
+        self.max_iter = max_iter
+        self.max_time = max_time
+        self.resolution = resolution
+        self.mask_radius = mask_radius
+        self.precision = precision
+        self.checkpoint_dir = checkpoint_dir
+        self.n_jobs = n_jobs
+        self.device = device
+        self.random_state = random_state
+
+    # ------------------------------------------------------------------------------------------------- fit
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
+        """Train the decoder and infer the latent coordinates of the images.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
+            Particle images, light on dark.
+        y : None
+            Ignored.
+        rotations : array-like of shape (n_images, 3, 3), default=None
+            Poses. None: those that `X` carries; see `poses` where it carries none.
+        shifts : array-like of shape (n_images, 2), default=None
+            (x, y) in pixels: where the particle's centre lies relative to the image's. None: those that `X` carries,
+            else zero.
+        ctf : structured array of shape (n_images,), default=None
+            CTFs (:data:`skcryo.ctf.CTF_DTYPE`). None: those that `X` carries, if any.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ImportError
+            If torch is not installed.
+        ValueError
+            If images are not square and finite, or no more than `z_dim`; if poses are missing, not of as many images,
+            no rotations, or shifts larger than half the box; if CTFs come without a pixel size; if the checkpoint is
+            that of another fit; if there is no such device.
+
+        Warns
+        -----
+        UserWarning
+            If an image is constant.
+        ConvergenceWarning
+            If the coordinates tell images apart by little more than chance.
+        """
+        import_torch("CryoDRGN")
+        device = resolve_device(self.device, caller="CryoDRGN")
+        stack = validate_lazy(self, X, ensure_min_samples=2)
+        n = len(stack)
+        if n <= self.z_dim:
+            raise ValueError(f"n_samples={n} images are too few for z_dim={self.z_dim} coordinates; more are wanted")
+        self.pixel_size_, ctf = resolve_optics(stack, ctf)
+        poses = resolve_poses(stack, rotations, shifts, self.poses)
+        padded = padded_to(stack.replace(ctf=ctf), _SMALLEST_BOX)
+        small = padded is not stack and stack.shape[1] < _SMALLEST_BOX
+        self._max_ring = self._highest_ring(padded.shape[1])
+        self.noise_spectrum_ = noise_spectrum(padded, radius=0 if small else None)
+        self.rotations_, self.shifts_ = poses
+        saver = FitSaver(self, stack, (ctf, *poses))
+        with FitProgress(self, X, y, max_steps=None) as progress:
+            with progress.step("images"):
+                images = fourier_images(padded, self.noise_spectrum_, self._max_ring)
+                _warn_of_constant_images(images, stack)
+                self._units = ImageUnits(images)
+                images = self._units.apply(images)
+            with progress.step("start"):
+                latents, training = self._start(images, saver, device)
+            self._train(training, latents, saver, progress)
+        if self.z_dim and not progress.stopped:
+            self._warn_of_collapse()
+        return self
+
+    def _start(self, images, saver, device):
+        """Everything before training: contrasts, first coordinates, a network."""
+        L, threads = images.L, self._threads()
+        self._contrasts = Contrasts.from_images(
+            images, self.rotations_, self.shifts_, self._radius(L), min(_BAND, self._max_ring), threads
+        )
+        contrast = self._contrasts(images, self.rotations_, self.shifts_)
+        seed = saver.seed
+        network = self._network = ResidualDecoder(self.z_dim)
+        weights = network.initial_weights(np.random.default_rng([seed, 0]), particle_radius(self._contrasts.mean, L), L)
+        gain = np.interp(images.radii, np.arange(len(self._units.gain)), self._units.gain)
+        training = DecoderTraining(
+            network, weights, images, self.rotations_, self.shifts_, gain, seed, device, self._dtype(device)
+        )
+        latents = saver.restore(training)
+        if latents is None:
+            latents = first_latents(
+                images, self.rotations_, self.shifts_, contrast, self.z_dim, self._radius(L), seed, threads
+            )
+            latents.standardise()
+            saver(training, latents, now=True)
+        return latents, training
+
+    def _train(self, training, latents, saver, progress):
+        n_steps = self.max_iter or max(_STEPS, -(-_PASSES * len(latents.mean) // BATCH))
+        while True:
+            bound, begun = (saver.round + 1) / _ROUNDS, time.monotonic() - saver.elapsed
+            while (over := self._fraction(training.step, n_steps, begun)) < bound and not progress.stopped:
+                with progress.step("training"):
+                    left = max(1, int(np.ceil(bound * n_steps)) - training.step)
+                    training.run(min(_BETWEEN, left), latents, lambda step, over=over: max(over, step / n_steps))
+                saver.elapsed = time.monotonic() - begun
+                saver(training, latents, now=progress.stopped)
+            with progress.step("latents"):
+                latents = self._infer(training, latents, saver.seed)
+            saver.round += 1
+            if saver.round >= _ROUNDS or progress.stopped:
+                break
+            saver(training, latents, now=True)
+        self.embedding_, self.embedding_covariance_ = latents.mean, latents.covariance
+        self.contrast_, self._n_features_out = latents.contrast, self.z_dim
+        self.weights_, self.loss_curve_, self.n_iter_ = training.weights, training.losses, training.step
+
+    def _fraction(self, step, n_steps, begun):
+        share = step / n_steps
+        return share if self.max_time is None else max(share, (time.monotonic() - begun) / self.max_time)
+
+    def _infer(self, training, latents, seed):
+        """New coordinates through the decoder, standardised, the decoder moved along."""
+        band, device, dtype = min(_BAND, self._max_ring), training.device, str(training.dtype).split(".")[1]
+        decoder = self._volume_decoder(training.weights)
+
+        def decode(z):
+            return decoder.volumes(z, band, 2 * (int(band) + 2), device, dtype)
+
+        mixture = LatentMixture.from_latents(latents, decode, _N_CENTRES, band, _CONTRAST_STD, seed)
+        images = training.images
+        base = self._contrasts(images, self.rotations_, self.shifts_)
+        latents = mixture.posterior(images, self.rotations_, self.shifts_, base)
+        centre, matrix = latents.standardise()
+        mixture.move(centre, matrix)
+        training.weights = self._network.move_latents(training.weights, centre, matrix)
+        self._mixture = mixture
+        return latents
+
+    def _volume_decoder(self, weights):
+        L = max(self.image_shape_[1], _SMALLEST_BOX)
+        return VolumeDecoder(self._network, weights, self._units.gain, L, self._radius(L))
+
+    def _warn_of_collapse(self):
+        reliability = np.linalg.eigvalsh(np.atleast_2d(np.cov(self.embedding_.T)))
+        if reliability[-1] < _COLLAPSED:
+            warnings.warn(
+                "CryoDRGN did not converge: latent coordinates have collapsed. Those of different images differ by "
+                f"{reliability[-1]:.0%} of what they would if images told them exactly: there may be no heterogeneity, "
+                "or too much noise",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------------------------------- arguments
+    def _threads(self):
+        return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
+
+    def _radius(self, L):
+        return 0.45 * L if self.mask_radius == "auto" else float(self.mask_radius)
+
+    def _dtype(self, device):
+        return product_dtype(device) if self.precision == "auto" else self.precision
+
+    def _highest_ring(self, L):
+        highest, unit = (L - 1) // 2, self.pixel_size_ or 1.0
+        if self._radius(L) > L:
+            raise ValueError(f"mask_radius is {self.mask_radius} pixels; at most the box of {L} is wanted")
+        ring = highest if self.resolution is None else min(highest, L * unit / self.resolution)
+        if ring < 2:
+            raise ValueError(
+                f"resolution is {self.resolution}, coarser than half the box of {L * unit:g}; a smaller one is wanted"
+            )
+        self.resolution_ = L * unit / ring
+        return float(ring)
+
+    # ------------------------------------------------------------------------------------------------- use
+    def latent_posterior(self, X, *, rotations=None, shifts=None, ctf=None):
+        """Posterior of the latent coordinates of images, each image by itself.
+
+        Parameters
+        ----------
+        X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
+        rotations, shifts, ctf : as in :meth:`fit`
+
+        Returns
+        -------
+        posterior : Bunch
+            ``mean`` (n, z_dim), ``covariance`` (n, z_dim, z_dim), ``contrast`` (n,), and ``log_likelihood`` (n,) with z
+            integrated out, above that of no particle.
+        """
+        check_is_fitted(self, "weights_")
+        validate_parameters(self)
+        stack = validate_lazy(self, X, reset=False)
+        stack = stack.replace(ctf=resolve_optics(stack, ctf)[1])
+        poses = resolve_poses(stack, rotations, shifts, self.poses)
+        parts = []
+        for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
+            part = padded_to(part_of_stack(stack, where, chunk), _SMALLEST_BOX)
+            images = FourierImages.from_stack(
+                part, self.noise_spectrum_, self._max_ring, ctf=part.ctf, pixel_size=part.pixel_size
+            )
+            images, own = self._units.apply(images), [values[where] for values in poses]
+            parts.append(self._mixture.posterior(images, *own, self._contrasts(images, *own)))
+        names = ("mean", "covariance", "contrast", "log_likelihood")
+        return Bunch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def transform(self, X, *, rotations=None, shifts=None, ctf=None):
+        """Latent coordinates of images, each image by itself: means of their posteriors.
+
+        Parameters
+        ----------
+        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
+
+        Returns
+        -------
+        z : ndarray of shape (n_images, z_dim)
+            float64 for float64 images, else float32.
+        """
+        posterior = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf)
+        return posterior.mean.astype(_float_dtype(X))
+
+    def fit_transform(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
+        """Fit, and return the latent coordinates of the images.
+
+        Parameters
+        ----------
+        X, y, rotations, shifts, ctf : as in :meth:`fit`
+
+        Returns
+        -------
+        z : ndarray of shape (n_images, z_dim)
+            ``embedding_``; float64 for float64 images, else float32.
+        """
+        self.fit(X, y, rotations=rotations, shifts=shifts, ctf=ctf)
+        return self.embedding_.astype(_float_dtype(X))
+
+    def volumes_at(self, z):
+        """Volumes at latent coordinates.
+
+        Parameters
+        ----------
+        z : array-like of shape (n, z_dim) or (z_dim,)
+
+        Returns
+        -------
+        volumes : ndarray of shape (n, L, L, L), float32
+            ``V[z, y, x]``, in units of the images per pixel. Images do not tell the mean of a volume: it is such that
+            density is zero on average around the particle.
+        """
+        check_is_fitted(self, "weights_")
+        z = np.atleast_2d(np.asarray(z, dtype=np.float64))
+        if z.ndim != 2 or z.shape[1] != self._n_features_out:
+            raise ValueError(f"z must have shape (n, {self._n_features_out}), got {z.shape}")
+        bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
+        if len(bad):
+            raise ValueError(f"z[{bad[0]}] is {z[bad[0]].tolist()}; finite coordinates are wanted")
+        L = self.image_shape_[1]
+        box = max(L, _SMALLEST_BOX)
+        device = resolve_device(self.device, caller="CryoDRGN")
+        volumes = self._volume_decoder(self.weights_).volumes(z, self._max_ring, box, device)
+        start = (box - L + 1) // 2
+        return volumes[:, start : start + L, start : start + L, start : start + L]
+
+    def inverse_transform(self, Z):
+        """Volumes at latent coordinates, :meth:`volumes_at` by the name that scikit-learn has for it.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n, z_dim)
+
+        Returns
+        -------
+        volumes : ndarray of shape (n, L, L, L), float32
+        """
+        return self.volumes_at(Z)
+
+    def score_samples(self, X, *, rotations=None, shifts=None, ctf=None):
+        """Log-likelihood of each image with its coordinates integrated out, above that of no particle.
+
+        Parameters
+        ----------
+        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
+
+        Returns
+        -------
+        ndarray of shape (n_images,), float64
+            Of frequencies up to 16 cycles per box.
+        """
+        return self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf).log_likelihood
+
+    def score(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
+        """Mean of :meth:`score_samples`: higher is better. Of held-out images it tells which `z_dim` is wanted.
+
+        Parameters
+        ----------
+        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        score : float
+        """
+        return float(self.score_samples(X, rotations=rotations, shifts=shifts, ctf=ctf).mean())
+
+
+def _float_dtype(X):
+    dtype = getattr(X, "dtype", None)
+    return np.float32 if dtype is not None and np.dtype(dtype).itemsize <= 4 else np.float64
+
+
+def _warn_of_constant_images(images, stack):
+    for start in range(0, len(images), 1000):
+        constant = np.flatnonzero(~np.abs(images.values[start : start + 1000]).any(axis=1))
+        if len(constant):
+            warnings.warn(
+                f"{describe_image(stack, start + constant[0])} is the first of {len(constant)} that are constant: they "
+                "show nothing",
+                UserWarning,
+                stacklevel=4,
+            )
+            return

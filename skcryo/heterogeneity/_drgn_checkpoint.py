@@ -1,0 +1,69 @@
+"""A fit of the decoder, saved and taken up again."""
+
+import time
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from ..io import load_checkpoint, save_checkpoint
+from ..reconstruction._half_sets import fingerprint
+from ._drgn_latents import Latents
+
+__all__ = ["FitSaver"]
+
+_CHECKPOINT, _SECONDS_BETWEEN = "cryodrgn", 10.0
+
+
+class FitSaver:
+    """Saves a fit now and then: its seed, its coordinates and the state of the training; the rest follows from these.
+
+    Attributes
+    ----------
+    seed : int
+    round : int
+        Rounds of training that are over.
+    elapsed : float
+        Seconds spent on training.
+    """
+
+    def __init__(self, estimator, stack, arrays):
+        self.folder, self._last, self._saved = estimator.checkpoint_dir, time.monotonic(), None
+        self.seed = int(check_random_state(estimator.random_state).randint(2**31 - 1))
+        self.round, self.elapsed = 0, 0.0
+        if self.folder is None:
+            return
+        params = estimator.get_params(deep=False)
+        if isinstance(params["random_state"], np.random.RandomState):
+            params["random_state"] = "given"
+        for name in ("n_jobs", "device", "checkpoint_dir"):
+            params.pop(name)
+        self._key = fingerprint(params, stack, arrays)
+        self._saved = load_checkpoint(self.folder, _CHECKPOINT)
+        if self._saved is None:
+            return
+        if self._saved[1]["fingerprint"] != self._key:
+            raise ValueError(
+                f"checkpoint_dir={str(self.folder)!r} holds a fit of other images or parameters; name another folder "
+                "or remove that one"
+            )
+        # of a fit without random_state, that of its first session
+        self.seed = self._saved[1]["seed"]
+
+    def restore(self, training):
+        """Put a training where the saved one was; its Latents, or None if there is none."""
+        if self._saved is None:
+            return None
+        (arrays, info), self._saved = self._saved, None
+        training.restore(arrays, info)
+        self.round, self.elapsed = info["round"], info["elapsed"]
+        return Latents(arrays["mean"], arrays["covariance"], arrays["contrast"])
+
+    def __call__(self, training, latents, *, now):
+        """Save, if asked to or ten seconds after the last time."""
+        if self.folder is None or not (now or time.monotonic() - self._last >= _SECONDS_BETWEEN):
+            return
+        arrays, info = training.state()
+        arrays |= {"mean": latents.mean, "covariance": latents.covariance, "contrast": latents.contrast}
+        info |= {"round": self.round, "elapsed": self.elapsed, "seed": self.seed, "fingerprint": self._key}
+        save_checkpoint(self.folder, _CHECKPOINT, arrays, info)
+        self._last = time.monotonic()
