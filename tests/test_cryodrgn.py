@@ -276,3 +276,47 @@ def test_collapse_is_said():
     stack, truth = make_particles(make_molecule(L, random_state=1), 200, snr=0.05, random_state=0)
     with pytest.warns(ConvergenceWarning, match="latent coordinates have collapsed"):
         CryoDRGN(1, **TINY).fit(stack, rotations=truth.rotations)
+
+
+# --------------------------------------------------------------------------------------- the paper's networks
+def test_the_papers_decoder_is_a_hartley_transform(few):
+    torch = pytest.importorskip("torch")
+    from skcryo.heterogeneity._drgn_paper import HartleyDecoder
+
+    network = HartleyDecoder(2)
+    weights = network.initial_weights(np.random.default_rng(0), 5.0, L)
+    assert len(weights["waves"]) == round(0.9 * L / 2) and weights["layer.0"].shape == (128, 6 * len(weights["waves"]))
+    # equation 7: from one cycle a box up, the highest tenth left out
+    assert np.isclose(weights["waves"].min() * L, 2 * np.pi) and weights["waves"].max() < np.pi
+    put = {name: torch.as_tensor(value) for name, value in weights.items()}
+    points = torch.as_tensor(np.random.default_rng(1).uniform(-9, 9, (1, 50, 3)), dtype=torch.float32)
+    z = torch.as_tensor([[0.3, -1.0]])
+    there, back = (network(put, sign * points, z, torch.float32) for sign in (1, -1))
+    assert torch.allclose(there[..., 0], back[..., 0]) and torch.allclose(there[..., 1], -back[..., 1])
+    moved = network.move_latents(weights, np.array([0.5, 1.0]), np.array([[2.0, 0.0], [1.0, 1.0]]))
+    put |= {name: torch.as_tensor(value) for name, value in moved.items()}
+    inside = np.linalg.solve([[2.0, 0.0], [1.0, 1.0]], np.array([0.3, -1.0]) - [0.5, 1.0])
+    again = network(put, points, torch.as_tensor(inside[None], dtype=torch.float32), torch.float32)
+    assert torch.allclose(again, there, atol=1e-5)
+
+
+def test_coordinates_of_principal_volumes(few, particles):
+    estimator = CryoDRGN(1, inference="pca", **TINY).fit(few)
+    assert np.abs(estimator.transform(few) - estimator.embedding_).max() < 1e-4
+    assert rank_correlation(estimator.transform(particles[1][N:]), particles[2], slice(N, None)) > 0.7
+
+
+def test_the_encoder_tells_that_it_learns_by_heart(few):
+    options = SHORT | {"max_iter": 150, "precision": "float32"}
+    with pytest.warns(ConvergenceWarning, match="learnt images by heart|collapsed"):
+        estimator = CryoDRGN(1, inference="encoder", **options).fit(few)
+    assert estimator.embedding_.shape == (80, 1)
+    assert np.abs(estimator.transform(few[:20]) - estimator.embedding_[:20]).max() < 1e-3
+    assert np.isfinite(estimator.score(few))
+
+
+def test_the_papers_architecture_learns(few):
+    estimator = CryoDRGN(1, architecture="paper", inference="encoder", **TINY).fit(few)
+    assert estimator.volumes_at([0.0]).shape == (1, L, L, L)
+    assert len(estimator.weights_) == 2 * 11 + 2 + 2 * 11
+    assert np.mean(estimator.loss_curve_[-3:]) < np.mean(estimator.loss_curve_[:3])

@@ -32,10 +32,12 @@ from ..preprocessing import noise_spectrum
 from ._drgn_checkpoint import FitSaver
 from ._drgn_decoder import ResidualDecoder
 from ._drgn_images import ImageUnits, fourier_images, part_of_stack
+from ._drgn_inference import ComponentsPosterior, EncoderPosterior
 from ._drgn_latents import LatentMixture
+from ._drgn_paper import HartleyDecoder, ImageEncoder
 from ._drgn_poses import resolve_poses
 from ._drgn_start import Contrasts, first_latents, particle_radius
-from ._drgn_training import BATCH, DecoderTraining, product_dtype
+from ._drgn_training import DecoderTraining, product_dtype
 from ._drgn_volumes import VolumeDecoder
 
 __all__ = ["CryoDRGN"]
@@ -48,6 +50,8 @@ _N_CENTRES = 20
 _BAND = 16.0  # cycles per box that latents are inferred from
 _CONTRAST_STD = 0.05
 _COLLAPSED = 0.2
+_KEPT_OUT, _BY_HEART = 0.1, 0.5  # of the images for the encoder, and of what its coordinates explain of them
+_ARCHITECTURES = {"residual": ResidualDecoder, "paper": HartleyDecoder}
 
 
 class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerMixin, BaseEstimator):
@@ -62,12 +66,20 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
     ----------
     z_dim : int, default=8
         Latent coordinates. 0: one volume for all images.
+    architecture : {"residual", "paper"}, default="residual"
+        The decoder. "residual": residual layers on random Fourier features, half of Fourier space. "paper": ten layers
+        of 128 on the paper's positional encoding, in Hartley space, trained as there, on all frequencies of 10 images
+        at a rate of 1e-4; it takes some hundred times longer.
+    inference : {"decoder", "encoder", "pca"}, default="decoder"
+        Where coordinates come from. "decoder": their posterior through the decoder. "encoder": a second network that
+        looks at images, as in the paper (a variational autoencoder). It learns noise by heart if images are few, which
+        a tenth of them, kept out of training, shows. "pca": the principal volumes' coordinates.
     poses : {"given", "identity"}, default="given"
         "given": images carry rotations, or `rotations` is given; an error where they are missing. "identity": images
         without rotations are taken as views along z with nothing turned.
     max_iter : int, default=None
-        Steps of training, each on 16 images. None: 3000, or as many as three passes over the images take if that is
-        more.
+        Steps of training, each on 16 images ("paper": 10). None: 3000, or as many as three passes over the images take
+        if that is more.
     max_time : float, default=None
         Seconds that training may take; it is planned so that it ends then. None: `max_iter` alone decides. With it,
         results depend on how fast the computer is.
@@ -144,6 +156,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
 
     _parameter_constraints: dict = {
         "z_dim": [Interval(Integral, 0, None, closed="left")],
+        "architecture": [StrOptions(set(_ARCHITECTURES))],
+        "inference": [StrOptions({"decoder", "encoder", "pca"})],
         "poses": [StrOptions({"given", "identity"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
@@ -160,6 +174,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         self,
         z_dim=8,
         *,
+        architecture="residual",
+        inference="decoder",
         poses="given",
         max_iter=None,
         max_time=None,
@@ -172,6 +188,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         random_state=None,
     ):
         self.z_dim = z_dim
+        self.architecture = architecture
+        self.inference = inference
         self.poses = poses
         self.max_iter = max_iter
         self.max_time = max_time
@@ -220,7 +238,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         UserWarning
             If an image is constant.
         ConvergenceWarning
-            If the coordinates tell images apart by little more than chance.
+            If the coordinates tell images apart by little more than chance, or the encoder has learnt noise by heart.
         """
         import_torch("CryoDRGN")
         device = resolve_device(self.device, caller="CryoDRGN")
@@ -246,7 +264,9 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                 latents, training = self._start(images, saver, device)
             self._train(training, latents, saver, progress)
         if self.z_dim and not progress.stopped:
-            self._warn_of_collapse()
+            problem = self._collapse() or (self._learnt_by_heart(training) if self._mode == "encoder" else None)
+            if problem:
+                warnings.warn(f"CryoDRGN did not converge: {problem}", ConvergenceWarning, stacklevel=2)
         return self
 
     def _start(self, images, saver, device):
@@ -257,23 +277,38 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         )
         contrast = self._contrasts(images, self.rotations_, self.shifts_)
         seed = saver.seed
-        network = self._network = ResidualDecoder(self.z_dim)
+        network = self._network = _ARCHITECTURES[self.architecture](self.z_dim)
         weights = network.initial_weights(np.random.default_rng([seed, 0]), particle_radius(self._contrasts.mean, L), L)
+        encoder, rows = None, None
+        if self._mode == "encoder":
+            encoder = ImageEncoder(self.z_dim, len(images.points))
+            weights |= encoder.initial_weights(np.random.default_rng([seed, 4]))
+            rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(images))[int(_KEPT_OUT * len(images)) :])
         gain = np.interp(images.radii, np.arange(len(self._units.gain)), self._units.gain)
         training = DecoderTraining(
-            network, weights, images, self.rotations_, self.shifts_, gain, seed, device, self._dtype(device)
-        )
+            network, weights, images, self.rotations_, self.shifts_, gain, seed, device, self._dtype(device),
+            encoder, rows,
+        )  # fmt: skip
         latents = saver.restore(training)
-        if latents is None:
-            latents = first_latents(
-                images, self.rotations_, self.shifts_, contrast, self.z_dim, self._radius(L), seed, threads
-            )
-            latents.standardise()
-            saver(training, latents, now=True)
+        if latents is None or self._mode == "pca":
+            latents, components = first_latents(
+                images, self.rotations_, self.shifts_, contrast, 0 if encoder else self.z_dim, self._radius(L), seed,
+                threads,
+            )  # fmt: skip
+            moved = latents.standardise()
+            if self._mode == "pca":
+                self._posterior = ComponentsPosterior(components)
+                self._posterior.move(*moved)
+            if training.step == 0:
+                saver(training, latents, now=True)
         return latents, training
 
+    @property
+    def _mode(self):
+        return "decoder" if self.z_dim == 0 else self.inference
+
     def _train(self, training, latents, saver, progress):
-        n_steps = self.max_iter or max(_STEPS, -(-_PASSES * len(latents.mean) // BATCH))
+        n_steps = self.max_iter or max(_STEPS, -(-_PASSES * len(latents.mean) // training.network.batch_size))
         while True:
             bound, begun = (saver.round + 1) / _ROUNDS, time.monotonic() - saver.elapsed
             while (over := self._fraction(training.step, n_steps, begun)) < bound and not progress.stopped:
@@ -282,10 +317,12 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                     training.run(min(_BETWEEN, left), latents, lambda step, over=over: max(over, step / n_steps))
                 saver.elapsed = time.monotonic() - begun
                 saver(training, latents, now=progress.stopped)
+            last = saver.round + 1 >= _ROUNDS or progress.stopped
             with progress.step("latents"):
-                latents = self._infer(training, latents, saver.seed)
+                if last or self._mode == "decoder":
+                    latents = self._infer(training, latents, saver.seed)
             saver.round += 1
-            if saver.round >= _ROUNDS or progress.stopped:
+            if last:
                 break
             saver(training, latents, now=True)
         self.embedding_, self.embedding_covariance_ = latents.mean, latents.covariance
@@ -297,37 +334,57 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         return share if self.max_time is None else max(share, (time.monotonic() - begun) / self.max_time)
 
     def _infer(self, training, latents, seed):
-        """New coordinates through the decoder, standardised, the decoder moved along."""
+        """New coordinates; through the decoder they are standardised, and it is moved along."""
+        if self._mode == "pca":
+            return latents
         band, device, dtype = min(_BAND, self._max_ring), training.device, str(training.dtype).split(".")[1]
         decoder = self._volume_decoder(training.weights)
+        images = training.images
+        base = self._contrasts(images, self.rotations_, self.shifts_)
+        if self._mode == "encoder":
+            self._posterior = EncoderPosterior(training.encoder, decoder, device, dtype)
+            return self._posterior.posterior(images, self.rotations_, self.shifts_, base)
 
         def decode(z):
             return decoder.volumes(z, band, 2 * (int(band) + 2), device, dtype)
 
         mixture = LatentMixture.from_latents(latents, decode, _N_CENTRES, band, _CONTRAST_STD, seed)
-        images = training.images
-        base = self._contrasts(images, self.rotations_, self.shifts_)
         latents = mixture.posterior(images, self.rotations_, self.shifts_, base)
         centre, matrix = latents.standardise()
         mixture.move(centre, matrix)
         training.weights = self._network.move_latents(training.weights, centre, matrix)
-        self._mixture = mixture
+        self._posterior = mixture
         return latents
 
     def _volume_decoder(self, weights):
         L = max(self.image_shape_[1], _SMALLEST_BOX)
         return VolumeDecoder(self._network, weights, self._units.gain, L, self._radius(L))
 
-    def _warn_of_collapse(self):
-        reliability = np.linalg.eigvalsh(np.atleast_2d(np.cov(self.embedding_.T)))
-        if reliability[-1] < _COLLAPSED:
-            warnings.warn(
-                "CryoDRGN did not converge: latent coordinates have collapsed. Those of different images differ by "
-                f"{reliability[-1]:.0%} of what they would if images told them exactly: there may be no heterogeneity, "
-                "or too much noise",
-                ConvergenceWarning,
-                stacklevel=4,
+    def _collapse(self):
+        reliability = np.linalg.eigvalsh(np.atleast_2d(np.cov(self.embedding_.T)))[-1]
+        if reliability < _COLLAPSED:
+            return (
+                "latent coordinates have collapsed. Those of different images differ by "
+                f"{reliability:.0%} of what they would if images told them exactly: there may be no heterogeneity, or "
+                "too much noise"
             )
+        return None
+
+    def _learnt_by_heart(self, training):
+        """What coordinates explain of images trained on, and of those kept out."""
+        out = np.setdiff1d(np.arange(len(training.images)), training.rows)
+        gains = []
+        for rows in (training.rows[: max(len(out), 1)], out):
+            own = training.images.take(rows), self.rotations_[rows], self.shifts_[rows], self.contrast_[rows]
+            told, ignored = (self._posterior.posterior(*own, ignore=ignore).log_likelihood for ignore in (False, True))
+            gains.append(float(np.mean(told - ignored)) if len(rows) else 0.0)
+        if gains[0] > 0 and gains[1] < _BY_HEART * gains[0]:
+            return (
+                f"the encoder has learnt images by heart. Its coordinates raise the log-likelihood of an image by "
+                f"{gains[0]:.3g} if it was trained on, by {gains[1]:.3g} if it was kept out; inference='decoder' does "
+                "not suffer from it"
+            )
+        return None
 
     # ------------------------------------------------------------------------------------------- arguments
     def _threads(self):
@@ -378,7 +435,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                 part, self.noise_spectrum_, self._max_ring, ctf=part.ctf, pixel_size=part.pixel_size
             )
             images, own = self._units.apply(images), [values[where] for values in poses]
-            parts.append(self._mixture.posterior(images, *own, self._contrasts(images, *own)))
+            parts.append(self._posterior.posterior(images, *own, self._contrasts(images, *own)))
         names = ("mean", "covariance", "contrast", "log_likelihood")
         return Bunch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 

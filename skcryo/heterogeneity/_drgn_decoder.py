@@ -37,6 +37,8 @@ class ResidualDecoder:
     """
 
     fixed = ("features",)  # drawn once, not trained
+    # Images of a step, frequencies of each (None: all), rate of learning and whether it falls to zero.
+    batch_size, n_points, learning_rate, decay = 16, 200, 1e-3, True
 
     def __init__(self, z_dim, n_features=256, width=256, depth=2):
         self.z_dim, self.n_features, self.width, self.depth = z_dim, n_features, width, depth

@@ -87,11 +87,12 @@ def first_latents(images, rotations, shifts, contrast, z_dim, mask_radius, seed,
 
     Returns
     -------
-    Latents
+    latents : Latents
+    components : PrincipalVolumes or None
     """
     n = len(images)
     if z_dim == 0:
-        return Latents(np.zeros((n, 0)), np.zeros((n, 0, 0)), contrast)
+        return Latents(np.zeros((n, 0)), np.zeros((n, 0, 0)), contrast), None
     rows = np.arange(n)
     if n > _MOST:
         rows = np.sort(np.random.default_rng([seed, 3]).choice(n, _MOST, replace=False))
@@ -104,10 +105,10 @@ def first_latents(images, rotations, shifts, contrast, z_dim, mask_radius, seed,
             n_jobs=n_jobs,
         )  # fmt: skip
     if len(rows) == n:
-        return Latents(found.coordinates, found.covariance, contrast)
+        return Latents(found.coordinates, found.covariance, contrast), found
     mean, covariance = np.empty((n, z_dim)), np.empty((n, z_dim, z_dim))
     for start in range(0, n, _CHUNK):
         where = slice(start, min(start + _CHUNK, n))
         own = images.take(where), rotations[where], shifts[where], contrast[where]
         mean[where], covariance[where] = coordinates(*own, found, n_jobs=n_jobs)
-    return Latents(mean, covariance, contrast)
+    return Latents(mean, covariance, contrast), found

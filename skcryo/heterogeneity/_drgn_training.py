@@ -6,10 +6,9 @@ import numpy as np
 
 from .._torch import import_torch, to_numpy
 
-__all__ = ["BATCH", "DecoderTraining", "one_thread", "product_dtype"]
+__all__ = ["DecoderTraining", "one_thread", "product_dtype"]
 
-BATCH, N_POINTS = 16, 200  # images of a step, and frequencies of each
-_LEARNING_RATE, _WARM_UP = 1e-3, 0.05
+_WARM_UP = 0.05  # of the training
 
 
 @contextmanager
@@ -35,11 +34,11 @@ def product_dtype(device):
 
 
 class DecoderTraining:
-    """Steps of Adam on few images and random frequencies; the rate rises, then falls by half a cosine to zero.
+    """Steps of Adam on few images and random frequencies; the rate rises, then falls by half a cosine if it is to.
 
     Parameters
     ----------
-    network : ResidualDecoder
+    network : ResidualDecoder or HartleyDecoder
     weights : dict of str to ndarray
         To start from.
     images : FourierImages
@@ -52,6 +51,11 @@ class DecoderTraining:
     device : torch.device
     dtype : str
         Of the products; weights are float32.
+    encoder : ImageEncoder, default=None
+        Whose weights are among `weights`. Given, it says in each step where the latents lie, and the loss has the
+        divergence of its posterior from the prior (equation 9 of the paper).
+    rows : ndarray of shape (m,), default=None
+        The images that are trained on; None: all.
 
     Notes
     -----
@@ -60,9 +64,12 @@ class DecoderTraining:
     expectation-maximisation.
     """
 
-    def __init__(self, network, weights, images, rotations, shifts, gain, seed, device, dtype):
+    def __init__(
+        self, network, weights, images, rotations, shifts, gain, seed, device, dtype, encoder=None, rows=None,
+    ):  # fmt: skip
         self.torch = import_torch("CryoDRGN")
         self.network, self.images, self.seed, self.device = network, images, seed, device
+        self.encoder, self.rows = encoder, np.arange(len(images)) if rows is None else rows
         self.axes = np.asarray(rotations, dtype=np.float32)[:, :, :2]
         self.shifts, self.gain = shifts, np.asarray(gain, dtype=np.float32)
         self.points = images.points.astype(np.float32)
@@ -87,7 +94,7 @@ class DecoderTraining:
         self._weights = put
         trained = [value.requires_grad_() for name, value in put.items() if name not in self.network.fixed]
         trained = [value for value in trained if value.numel()]
-        self.optimizer = self.torch.optim.Adam(trained, lr=_LEARNING_RATE, fused=True)
+        self.optimizer = self.torch.optim.Adam(trained, lr=self.network.learning_rate, fused=True)
 
     def run(self, n, latents, fraction):
         """Take `n` steps.
@@ -104,42 +111,53 @@ class DecoderTraining:
             for _ in range(n):
                 self._run_step(latents, fraction(self.step))
 
-    def _rows(self, size):
-        n = len(self.images)
-        n_batches = max(n // size, 1)
-        epoch, batch = divmod(self.step, n_batches)
+    def _batch(self):
+        n, size = len(self.rows), self.network.batch_size
+        epoch, batch = divmod(self.step, max(n // size, 1))
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(n))
+            self._order = (epoch, self.rows[np.random.default_rng([self.seed, 1, epoch]).permutation(n)])
         return np.sort(self._order[1][batch * size : (batch + 1) * size])
 
     def _run_step(self, latents, fraction):
-        torch, random = self.torch, np.random.default_rng([self.seed, 2, self.step])
-        rows = self._rows(BATCH)
-        columns = np.arange(len(self.points))
-        if len(columns) > N_POINTS:
-            columns = np.sort(random.choice(len(columns), N_POINTS, replace=False))
-        points = self.points[columns]
-        phases = np.exp(2j * np.pi / self.images.L * (self.shifts[rows] @ points.T)).astype(np.complex64)
-        values = self.images.values[rows[:, None], columns] * phases
+        random = np.random.default_rng([self.seed, 2, self.step])
+        rows, n_points = self._batch(), len(self.points)
+        columns = np.arange(n_points)
+        if self.network.n_points is not None and n_points > self.network.n_points:
+            columns = np.sort(random.choice(n_points, self.network.n_points, replace=False))
         filters = self.images.filters
         filters = filters[:, columns] if len(filters) == 1 else filters[rows[:, None], columns]
-        filters = filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32)
-        z = latents.draw(rows, random)
-        where, filters, z = (
-            torch.as_tensor(part, dtype=torch.float32, device=self.device)
-            for part in (points @ self.axes[rows].swapaxes(1, 2), filters, z)
-        )
-        wanted = torch.view_as_real(torch.as_tensor(values, device=self.device))
+        filters = self._put(filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32))
+        wanted, divergence = self._centred(rows, columns), 0.0
+        if self.encoder is None:
+            z = self._put(latents.draw(rows, random))
+        else:
+            seen = wanted if len(columns) == n_points else self._centred(rows, np.arange(n_points))
+            mean, log_variance = self.encoder(self._weights, seen, self.dtype)
+            noise = self._put(random.standard_normal(mean.shape))
+            z = mean + noise * (log_variance / 2).exp()
+            divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
+        where = self._put(self.points[columns] @ self.axes[rows].swapaxes(1, 2))
         found = self.network(self._weights, where, z, self.dtype) * filters[..., None]
         loss = (found - wanted).square().mean()
-        rate = min(1.0, (fraction + 1e-3) / _WARM_UP) * (1 + np.cos(np.pi * min(fraction, 1.0))) / 2
+        # Squared residuals are minus the log-likelihood: the noise of a complex number has variance 1.
+        total = loss + divergence / (2 * n_points * len(rows))
+        falling = (1 + np.cos(np.pi * min(fraction, 1.0))) / 2 if self.network.decay else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * rate
+            group["lr"] = self.network.learning_rate * min(1.0, (fraction + 1e-3) / _WARM_UP) * falling
         self.optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         self.optimizer.step()
         self.step += 1
         self.losses.append(loss.item())
+
+    def _put(self, array):
+        return self.torch.as_tensor(array, dtype=self.torch.float32, device=self.device)
+
+    def _centred(self, rows, columns):
+        """Coefficients of images without their shifts, as pairs of real numbers."""
+        angles = (2 * np.pi / self.images.L) * (self.shifts[rows] @ self.points[columns].T)
+        values = self.images.values[rows[:, None], columns] * np.exp(1j * angles).astype(np.complex64)
+        return self.torch.view_as_real(self.torch.as_tensor(values, device=self.device))
 
     def state(self):
         """What a checkpoint holds: (arrays, info)."""
