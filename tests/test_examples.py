@@ -42,6 +42,7 @@ def test_every_script_is_tested():
         "plot_ab_initio.py",
         "plot_common_lines_max_cut.py",
         "plot_equivariance.py",
+        "plot_in_plane_aligner.py",
         "plot_lud_rotations.py",
         "plot_sml.py",
         "plot_pose_net.py",
@@ -167,6 +168,16 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     assert not small, f"no longer in the README: {small}"
     assert len(read_star("classified.star")) == 60
     assert namespace["search"].best_score_ > 0
+
+
+def test_plot_in_plane_aligner(tmp_path):
+    small = {"N_PARTICLES": 400, "BOX": 24, "PIXEL_SIZE": 320 / 24}
+    module = runpy.run_path(str(EXAMPLES / "plot_in_plane_aligner.py"))
+    module["main"].__globals__.update(small)
+    aligner, shares = module["main"](tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"angles.png", "averages.png"}
+    assert aligner.class_averages_.shape == (25, 24, 24)
+    assert shares["aligned images"] > 1.5 * shares["raw images"]
 
 
 def test_readme_links_lead_somewhere():

@@ -78,7 +78,7 @@ def test_scores_are_those_of_images_turned_moved_and_filtered_one_by_one(box, wi
     ctf = make_ctf(200, defocus_u=rng.uniform(8e3, 2e4, 200)) if with_ctf else None
     basis, ring = disc_basis(box, 8 / box), 8
     images = BandImages.from_stack(stack, spectrum, ring, basis, ctf=ctf, pixel_size=5.0)
-    span = find_span(images, basis)
+    span = find_span(images, (box, 8 / box))
     averages = rng.standard_normal((3, span.n_coefficients)) * _deviations(span)
     offsets = shift_offsets(1.0, 1.0)
     some = images.select(np.arange(5))
@@ -123,7 +123,7 @@ def test_averages_solve_the_normal_equations():
     stack, _ = particles(150, preset=CTF_PRESET)
     basis = disc_basis(L, 8 / L)
     images = BandImages.from_stack(stack, np.ones(L // 2 + 1), 8, basis, ctf=stack.ctf, pixel_size=5.0)
-    span = find_span(images, basis)
+    span = find_span(images, (L, 8 / L))
     rng = np.random.default_rng(0)
     labels, angles = rng.integers(0, 4, 150), rng.uniform(0, 6, 150)
     sums, filters = class_sums(Coefficients(span, images, images.shifts), labels, angles, images.shifts, 4)
@@ -164,7 +164,7 @@ def test_averages_without_an_image_are_those_made_without_it():
     stack, _ = particles(60, preset=CTF_PRESET)
     basis = disc_basis(L, 8 / L)
     images = BandImages.from_stack(stack, np.ones(L // 2 + 1), 8, basis, ctf=stack.ctf, pixel_size=5.0)
-    classes = Classes(find_span(images, basis), images, 2)
+    classes = Classes(find_span(images, (L, 8 / L)), images, 2)
     rng = np.random.default_rng(0)
     classes.labels, classes.angles = np.arange(60) % 2, rng.uniform(0, 6, 60)
     classes.average(images.shifts)

@@ -234,7 +234,7 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
         with FitProgress(self, X, y) as progress:
             found = AlignerFit(
                 self._read(stack[chosen], None if ctf is None else ctf[chosen], pixel_size),
-                self._basis,
+                self._band[0],
                 self.n_classes_,
                 max_shift=self._max_shift,
                 max_iter=self.max_iter,
@@ -245,6 +245,7 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
                 saved=saved,
             ).run()
         self._span, self._averages = found.span, found.averages
+        self.n_classes_ = len(found.averages)  # of a fit that was stopped early, fewer than wanted
         self.class_biases_, self.n_iter_, self.converged_ = found.biases, found.n_iter, found.converged
         dtype = np.float64 if stack.dtype == np.float64 else np.float32
         self._assign_all(stack, ctf, pixel_size, dtype)

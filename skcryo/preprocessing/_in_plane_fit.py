@@ -36,7 +36,8 @@ class AlignerFit:
     Parameters
     ----------
     images : BandImages
-    basis : DiscBasis
+    parameters : tuple
+        Of the basis.
     n_classes : int
     max_shift : float
         px.
@@ -48,8 +49,8 @@ class AlignerFit:
     saved : StageCheckpoints
     """
 
-    def __init__(self, images, basis, n_classes, *, max_shift, max_iter, tol, seed, n_jobs, progress, saved):
-        self.images, self.basis, self.n_classes = images, basis, n_classes
+    def __init__(self, images, parameters, n_classes, *, max_shift, max_iter, tol, seed, n_jobs, progress, saved):
+        self.images, self.parameters, self.n_classes = images, parameters, n_classes
         self.max_shift, self.max_iter, self.tol, self.seed, self.n_jobs = max_shift, max_iter, tol, seed, n_jobs
         self.progress, self.saved = progress, saved
         self.n_iter = 0
@@ -73,7 +74,7 @@ class AlignerFit:
                 n_classes = min(n_classes, _SEARCHED_CLASSES)
                 if len(images) > _SEARCHED_IMAGES:
                     images = images.select(np.sort(self._rng(stage).permutation(len(images))[:_SEARCHED_IMAGES]))
-            span = find_span(images, self.basis)
+            span = find_span(images, self.parameters)
             classes = Classes(span, images, n_classes, self.n_jobs)
             moved, done = self._iterate(classes, stage, state, last)
             state = None
@@ -101,7 +102,7 @@ class AlignerFit:
             searches = stage == 0 and len(coarse) > 1
             if settled or self.progress.stopped:
                 break
-            with self.progress.step("iteration"):
+            with self.progress.step("iteration", attributes=lambda: {"n_iter_": self.n_iter}):
                 if searches and iteration == half:
                     classes.search_near(classes.shifts)
                 offsets = coarse[:1] if not searches else coarse if iteration < half else FINE_OFFSETS

@@ -1,16 +1,18 @@
 """The span of functions in which class averages lie, and how images look in it."""
 
 import numpy as np
+import scipy.fft
 from scipy.linalg import eigh
 
 from .._products import row_products
+from ..decomposition._disc_basis import disc_basis
 from ..decomposition._steerable_covariance import SteerableMoments, solve_covariance
 from ..fourier import shift_phases
 
 __all__ = ["SteerableSpan", "band_matrix", "find_span", "phase_table"]
 
 _LEAST_VARIANCE = 1e-6  # of a component, relative to the largest
-_RIDGE = 1e-12
+_BLOCK_BYTES = 64 * 2**20
 
 
 class SteerableSpan:
@@ -21,7 +23,8 @@ class SteerableSpan:
 
     Parameters
     ----------
-    basis : DiscBasis
+    parameters : tuple
+        Of :func:`~skcryo.decomposition._disc_basis.disc_basis`.
     vectors : list of ndarray of shape (sizes[n], r_n)
         Components in the basis, of each angular frequency.
     variances : list of ndarray of shape (r_n,)
@@ -30,8 +33,9 @@ class SteerableSpan:
         Frequencies of the images, in cycles per box.
     """
 
-    def __init__(self, basis, vectors, variances, points):
-        self.basis = basis
+    def __init__(self, parameters, vectors, variances, points):
+        self._parameters = parameters
+        basis = self.basis
         used = [n for n, v in enumerate(variances) if len(v)]
         self.frequencies = np.array(used)
         self.vectors = [vectors[n] for n in used]
@@ -47,6 +51,11 @@ class SteerableSpan:
             blocks += parts
         self.functions = np.concatenate(blocks, axis=1)  # (n_points, n_coefficients) complex
         self.points = points
+
+    @property
+    def basis(self):
+        """The disc's functions; looked up, for they are no part of what is pickled."""
+        return disc_basis(*self._parameters)
 
     @property
     def n_coefficients(self):
@@ -163,19 +172,21 @@ class SteerableSpan:
         return out
 
 
-def find_span(images, basis, max_angular_frequency=None):
+def find_span(images, parameters):
     """Components above the noise of images as they lie, with their CTFs taken out.
 
     Parameters
     ----------
     images : BandImages
         Centred as far as is known.
-    basis : DiscBasis
+    parameters : tuple
+        Of the basis.
 
     Returns
     -------
     SteerableSpan
     """
+    basis = disc_basis(*parameters)
     moments = SteerableMoments(basis)
     matrix = interleaved(band_matrix(basis, images.points))
     for part in images.blocks():
@@ -199,17 +210,22 @@ def find_span(images, basis, max_angular_frequency=None):
         vectors[n], variances[n] = vectors[n][:, kept], v[kept]
     if largest == 0:
         vectors[0], variances[0] = np.eye(basis.sizes[0], 1), np.ones(1)
-    return SteerableSpan(basis, vectors, variances, images.points)
+    return SteerableSpan(parameters, vectors, variances, images.points)
 
 
 def band_matrix(basis, points):
     """Fourier transforms of the basis' functions, orthonormal, at `points`: (n_points, n_functions), complex64."""
-    L = basis.L
-    functions = basis.synthesize(np.eye(basis.n_functions, dtype=np.float32))
+    L, n = basis.L, basis.n_functions
     row, column = points[:, 1].astype(int), points[:, 0].astype(int)
-    spectra = np.fft.rfft2(functions)[:, row, column]
     phase_y, phase_x = shift_phases(np.full((1, 2), -(L // 2)), L)
-    return (spectra * (phase_y[0, row] * phase_x[0, column] / L)).T.astype(np.complex64)
+    to_centre = phase_y[0, row] * phase_x[0, column] / L
+    out = np.empty((len(points), n), dtype=np.complex64)
+    size = max(1, _BLOCK_BYTES // (16 * L * L))
+    for start in range(0, n, size):
+        some = np.arange(start, min(start + size, n))
+        functions = basis.synthesize(np.eye(n, dtype=np.float32)[some])
+        out[:, some] = (scipy.fft.rfft2(functions)[:, row, column] * to_centre).T
+    return out
 
 
 def interleaved(functions):
