@@ -4,14 +4,15 @@ import numpy as np
 
 from .._torch import import_torch
 from ._pose_net_layers import nearest_frames
-from ._pose_net_lines import LEAST_SINE, sample_pairs
-from ._pose_net_training import PoseTraining
+from ._pose_net_lines import LEAST_SINE, common_line_loss, sample_pairs
+from ._pose_net_training import PoseTraining, evaluate_network
 
 __all__ = ["LINE_BATCH", "CommonLinesLoss", "LineTraining", "spread_penalty"]
 
 LINE_BATCH = 256  # images of a step
 _LEARNING_RATE = 3e-3
-_N_TRIALS, _TRIAL_SHARE = 8, 0.06  # of all steps, for each
+_TRIAL_STEPS, _TRIAL_SHARE = 120, 0.6  # of each trial; of all steps for all trials, at most
+_N_JUDGED = 1024  # images
 
 _PARTNERS = 50  # the paper has 200; more hardly help, and time is theirs
 _FIRST_RING, _MARCH = 4.0, 0.6  # rings at the start; share of the steps after which all take part
@@ -128,10 +129,13 @@ def spread_penalty(views):
 
 
 class LineTraining:
-    """Eight short trainings, from other weights each; the one of least loss is trained on.
+    """Short trainings, from other weights each; the one whose images agree best along lines is trained on.
 
     What becomes of the poses is settled in the first hundred steps: as often as not a map of the sphere with folds that
-    common lines do not undo, and the loss tells. Each trial takes 6 % of the steps.
+    common lines do not undo. The share of power along lines that two images do not have in common tells: of 40 trials
+    of 120 steps on 5000 images those below 0.2 had correlations above .85 with the true poses, the others .6 to .85.
+    The loss of training tells less, as it is lower too for views that are drawn together where images are faint. Six
+    tenths of the steps are for trials of 120 steps; if there are fewer than 200 in all, there is no trial.
 
     Parameters
     ----------
@@ -151,14 +155,15 @@ class LineTraining:
     losses : list of float
         Of all steps that were taken.
     trial_losses : list of float
-        Mean over the last fifth of the steps, of trials that are done.
+        Of trials that are done, :func:`skcryo.orientation._pose_net_lines.common_line_loss` of some of the images.
     """
 
     def __init__(self, network, seen, bank, kind, n_steps, seed, device):
         self.network, self.n_steps, self.seed, self.device = network, n_steps, seed, device
         self.loss = CommonLinesLoss(network, seen, bank, kind, n_steps, device)
-        self.trial_steps = int(_TRIAL_SHARE * n_steps)
-        self.n_trials = _N_TRIALS if self.trial_steps else 0
+        self.n_trials = int(_TRIAL_SHARE * n_steps) // _TRIAL_STEPS
+        rows = np.random.default_rng([seed, 6]).permutation(len(seen))[:_N_JUDGED]
+        self._judged = seen[rows], bank[rows]
         self.trial_losses, self._before, self._best = [], [], self._first_weights(0)
         self._start_stage()
 
@@ -168,7 +173,7 @@ class LineTraining:
     def _start_stage(self):
         k = len(self.trial_losses)
         last = k == self.n_trials
-        steps = self.n_steps - self.n_trials * self.trial_steps if last else self.trial_steps
+        steps = self.n_steps - self.n_trials * _TRIAL_STEPS if last else _TRIAL_STEPS
         self.loss.n_steps = steps
         self._stage = PoseTraining(
             self._best if last else self._first_weights(k), self.loss, steps, self.seed + k, self.device,
@@ -200,12 +205,20 @@ class LineTraining:
                 self._end_trial()
 
     def _end_trial(self):
-        loss = float(np.mean(self._stage.losses[-max(1, self.trial_steps // 5) :]))
+        loss = self._line_loss(self._stage.weights)
         if loss < min(self.trial_losses, default=np.inf):
             self._best = self._stage.weights
         self.trial_losses.append(loss)
         self._before = self.losses
         self._start_stage()
+
+    def _line_loss(self, weights):
+        """How far some of the images disagree, seen batch by batch as in training."""
+        seen, bank = self._judged
+        batches = [seen[start : start + LINE_BATCH] for start in range(0, len(seen), LINE_BATCH)]
+        found = [evaluate_network(self.network, weights, batch, 1.0, self.device)[0] for batch in batches]
+        pairs = sample_pairs(len(seen), _PARTNERS, np.random.default_rng(0))
+        return common_line_loss(bank, np.concatenate(found), pairs)
 
     def state(self):
         """What a checkpoint holds: (arrays, info)."""

@@ -167,7 +167,7 @@ def evaluate_network(network, weights, coefficients, shift_scale, device):
     def squared_values():
         return np.maximum(np.linalg.eigvalsh(np.swapaxes(columns, 1, 2) @ columns), 0)
 
-    with torch.inference_mode(), _one_thread():
+    with torch.no_grad(), _one_thread():  # not inference_mode: layers keep tensors, and training may go on
         evaluate(np.arange(n), torch.float32)
         # Of short columns rounding would make large differences, other ones in other batches.
         evaluate(np.flatnonzero(squared_values()[:, 0] < _SHORT), torch.float64)
