@@ -144,6 +144,8 @@ def test_frames_of_new_images_agree_with_those_of_fitted_ones():
     inner = np.einsum("nab,nab->n", product, relative[:, :2, :2])
     assert np.median(inner) > 1.6
     assert [len(group) for group in context.groups] == [100] * 4
+    again = FittedContext.restored(context.coefficients, context.frames, context.rows, SIZES, 1)
+    assert np.array_equal(again.inputs(given[700:, :-6]), context.inputs(given[700:, :-6]))
 
 
 @pytest.fixture(scope="module")

@@ -45,26 +45,45 @@ class FittedContext:
 
     Attributes
     ----------
-    fitted : ndarray of shape (n, n_components + n_frame), float32
-        Inputs of the network.
-    groups : list of ndarray of shape (m, n_components + n_frame), float32
+    frames : ndarray of shape (n, n_frame), float32
+        Values of the eigenvectors.
+    rows : ndarray of shape (n_groups, m)
         Of fitted images that others are compared with.
     """
 
     def __init__(self, coefficients, sizes, n_frame, group_size, seed, n_jobs):
-        self.coefficients, self.sizes, self.n_frame, self.n_jobs = coefficients, sizes, n_frame, n_jobs
-        n = len(coefficients)
+        n, frames = len(coefficients), np.zeros((len(coefficients), 0), dtype=np.float32)
         if n_frame:
-            parts = complex_parts(coefficients, sizes)
-            self.n_neighbors = min(max(5, int(0.45 * np.sqrt(n))), n - 1)
-            near = invariant_neighbors(parts, parts, self.n_neighbors, exclude_self=True, n_jobs=n_jobs)
+            parts, k = complex_parts(coefficients, sizes), _n_neighbors(n)
+            near = invariant_neighbors(parts, parts, k, exclude_self=True, n_jobs=n_jobs)
             n_vectors = min(_N_EIGENVECTORS, 2 * n - 1)
-            self.frames = np.zeros((n, _N_EIGENVECTORS, 2))
-            self.frames[:, :n_vectors] = np.swapaxes(connection_spectrum(near, 1, n_vectors)[1], 1, 2)
-        self.fitted = self._with_frames(coefficients, getattr(self, "frames", None))
-        order = np.random.default_rng([seed, 5]).permutation(n)
+            vectors = np.zeros((n, _N_EIGENVECTORS, 2))
+            vectors[:, :n_vectors] = np.swapaxes(connection_spectrum(near, 1, n_vectors)[1], 1, 2)
+            frames = _unit(vectors)
         size = min(group_size, n)
-        self.groups = [self.fitted[np.sort(order[k * size : (k + 1) * size])] for k in range(min(_N_GROUPS, n // size))]
+        order = np.random.default_rng([seed, 5]).permutation(n)[: size * min(_N_GROUPS, n // size)]
+        self._set(coefficients, frames, np.sort(order.reshape(-1, size), axis=1), sizes, n_jobs)
+
+    def _set(self, coefficients, frames, rows, sizes, n_jobs):
+        self.coefficients, self.frames, self.rows = coefficients, frames, rows
+        self.sizes, self.n_jobs = sizes, n_jobs
+
+    @classmethod
+    def restored(cls, coefficients, frames, rows, sizes, n_jobs):
+        """The same again, from its attributes."""
+        context = cls.__new__(cls)
+        context._set(coefficients, frames, rows, sizes, n_jobs)
+        return context
+
+    @property
+    def fitted(self):
+        """Inputs of the network, of shape (n, n_components + n_frame)."""
+        return np.concatenate([self.coefficients, self.frames], axis=1)
+
+    @property
+    def groups(self):
+        """Of fitted images that others are compared with, list of ndarray of shape (m, n_components + n_frame)."""
+        return [np.concatenate([self.coefficients[rows], self.frames[rows]], axis=1) for rows in self.rows]
 
     def inputs(self, coefficients):
         """Inputs of the network for images, each by itself.
@@ -77,20 +96,26 @@ class FittedContext:
         -------
         ndarray of shape (n, n_components + n_frame), float32
         """
-        if not self.n_frame:
+        if not self.frames.shape[1]:
             return coefficients
         near = invariant_neighbors(
             complex_parts(coefficients, self.sizes),
             complex_parts(self.coefficients, self.sizes),
-            self.n_neighbors,
+            _n_neighbors(len(self.coefficients)),
             n_jobs=self.n_jobs,
         )
-        relative = near.relative_rotations()[:, :, :2, :2]
-        return self._with_frames(coefficients, np.einsum("njab,njbc->nac", self.frames[near.indices], relative))
+        frames = self.frames.reshape(-1, _N_EIGENVECTORS, 2)[near.indices]
+        turned = np.einsum("njab,njbc->nac", frames, near.relative_rotations()[:, :, :2, :2])
+        return np.concatenate([coefficients, _unit(turned)], axis=1)
 
-    def _with_frames(self, coefficients, frames):
-        if frames is None:
-            return coefficients
-        frames = frames.reshape(len(frames), -1)
-        length = np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-30)
-        return np.concatenate([coefficients, (frames * (np.sqrt(2) / length)).astype(np.float32)], axis=1)
+
+def _n_neighbors(n):
+    """As :class:`skcryo.orientation.VectorDiffusionMaps` takes them."""
+    return min(max(5, int(0.45 * np.sqrt(n))), n - 1)
+
+
+def _unit(vectors):
+    """Values (n, 3, 2) as (n, 6), of square norm 2 as those of rotations have it."""
+    flat = vectors.reshape(len(vectors), -1)
+    length = np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+    return (flat * (np.sqrt(2) / length)).astype(np.float32)

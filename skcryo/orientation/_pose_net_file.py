@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ..io import load_tensors, save_tensors
+from ._pose_net_context import FittedContext
 from ._pose_net_inputs import SteerableInputs
 from ._pose_net_predictor import PosePredictor
 from ._pose_net_uncertainty import ErrorModel, ParticleModel
@@ -16,6 +17,7 @@ _NUMBERS = (
     "loss_curve_", "n_iter_", "n_rounds_", "validation_error_", "line_agreement_", "converged_", "ambiguous_",
     "pixel_size_", "n_features_in_", "image_shape_",
 )  # fmt: skip
+_CONTEXT = ("coefficients", "frames", "rows")
 _PREDICTOR = ("architecture", "shift_range", "shift_unit", "expectations")
 _INPUTS = {"sizes", "n_points", "band"}
 _PARTS = {  # of the predictor: class, attributes that are arrays
@@ -54,6 +56,8 @@ class SavedPoseNet:
         arrays |= {f"network.{name}": value for name, value in predictor.weights.items()}
         for part, (_, names) in _PARTS.items():
             arrays |= {f"{part}.{name}": getattr(getattr(predictor, part), name) for name in names}
+        if predictor.context is not None:
+            arrays |= {f"context.{name}": getattr(predictor.context, name) for name in _CONTEXT}
         info = {
             "format": _FORMAT,
             "params": params,
@@ -105,6 +109,9 @@ class SavedPoseNet:
         names = [options.pop(name) for name in ("architecture", "shift_range", "shift_unit")]
         predictor = PosePredictor(names[0], weights, inputs, *names[1:], **options)
         predictor.volume = estimator.volume_
+        if "context.rows" in arrays:
+            context = (arrays[f"context.{name}"] for name in _CONTEXT)
+            predictor.context = FittedContext.restored(*context, inputs.sizes, estimator._threads())
         for name, value in parts.items():
             setattr(predictor, name, value)
         estimator.weights_, estimator._predictor = weights, predictor
