@@ -10,7 +10,7 @@ from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.fourier import fourier_crop, fourier_pad, rotate_images
 from skcryo.metrics import pose_error
-from skcryo.orientation import EquivariantPoseNet
+from skcryo.orientation import EquivariantPoseNet, VectorDiffusionMaps
 from skcryo.orientation._pose_net_architectures import O2MLP
 from skcryo.orientation._pose_net_inputs import SteerableInputs
 from skcryo.orientation._pose_net_layers import nearest_frames
@@ -330,3 +330,27 @@ def test_inputs_of_turned_images_turn():
         misfit.append(np.square(np.abs(found[:, parts[0]] + 1j * found[:, parts[1]] - want)).sum())
         start = parts[1].stop
     assert np.sqrt(sum(misfit) / np.square(coefficients).sum()) < 0.015
+
+
+def test_misleading_neighbours_are_left_for_an_ab_initio_volume(monkeypatch):
+    """Neighbours whose poses are arbitrary, though they are sure of them: the search finds most images elsewhere."""
+    pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+    stack, truth = make_particles(make_molecule(L, random_state=0), 600, snr=2.0, random_state=0)
+
+    class Misled(VectorDiffusionMaps):
+        def fit(self, X, y=None):
+            self.rotations_ = random_rotations(len(X), 5)
+            return self
+
+    monkeypatch.setattr("skcryo.orientation._pose_net.VectorDiffusionMaps", Misled)
+    net = EquivariantPoseNet(max_shift=0, max_iter=30, n_jobs=1, device="cpu", random_state=0).fit(stack)
+    assert type(net.init_).__name__ == "AbInitioVolume"
+    assert pose_error(net.rotations_, truth.rotations).mean < 3
+
+
+def test_neighbours_start_centred_images():
+    pytest.importorskip("torch", reason="the network needs the extra skcryo[torch]")
+    stack, truth = make_particles(make_molecule(L, random_state=0), 600, snr=2.0, random_state=0)
+    net = EquivariantPoseNet(max_shift=0, max_iter=30, n_jobs=1, device="cpu", random_state=0).fit(stack)
+    assert isinstance(net.init_, VectorDiffusionMaps)
+    assert pose_error(net.rotations_, truth.rotations).mean < 3

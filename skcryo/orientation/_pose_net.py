@@ -7,7 +7,7 @@ from os import PathLike
 
 import joblib
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
 
@@ -43,6 +43,7 @@ from ._pose_net_inputs import SteerableInputs
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_predictor import PosePredictor
 from ._pose_net_reprojections import Reprojections
+from ._pose_net_start import fitted_quietly
 from ._pose_net_training import BATCH, PoseTraining, ReprojectionLoss
 from ._pose_refinement import PoseRefinement
 from ._vector_diffusion_maps import VectorDiffusionMaps
@@ -51,7 +52,11 @@ __all__ = ["EquivariantPoseNet"]
 
 _SMALLEST_BOX = 16  # smaller ones have no functions of angular frequency 1
 _MAX_ROUNDS, _SETTLED = 24, {"tol": 0.02, "least": 0.03}
+_STILL = 0.2  # degrees in the last round: poses that move by less are what they are
 _LEAST_FOR_NEIGHBORS = 500  # images; of fewer the nearest are far apart
+# Share of images lost, by the first search, where their start is to be another one: with right starts it is up to 0.03
+# at low signal, with wrong ones 0.12 and more.
+_MISLED = 0.08
 _INPUT_BAND, _MAX_ANGULAR_FREQUENCY = 14.0, 12
 _N_VIEWS = 8192
 _N_KNOWN = 2000  # projections that components, and errors, are learnt from; never more than in training
@@ -90,7 +95,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         Of common lines: equation 18, or 17.
     init : estimator, array-like of shape (n_images, 3, 3) or None, default=None
         Where the poses that are refined come from. None: :class:`~skcryo.orientation.VectorDiffusionMaps` for 500 or
-        more centred images (`max_shift` is 0) without CTF, unless it says that its poses may be wrong; for all others
+        more centred images (`max_shift` is 0) without CTF, unless it says that its poses may be wrong, or a search
+        finds more than 8 % of the images elsewhere; for all others
         :class:`~skcryo.reconstruction.AbInitioVolume`. An estimator with ``fit`` that has ``rotations_`` then, and
         maybe ``shifts_``, such as :class:`~skcryo.orientation.LUDRotations`: one that is fitted already, on as many
         images, is taken to be fitted on these; otherwise a clone is fitted. Or rotations.
@@ -275,6 +281,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         stack = stack.replace(ctf=ctf)
         self._check_lengths(stack.shape[1])
         vars(self).pop("init_", None)
+        self._by_neighbors = False
         saver = FitSaver(self, stack)
         seed = saver.seed
         with FitProgress(self, X, y, max_steps=None) as progress:
@@ -286,9 +293,13 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
                 found = self._predictor.by_network(images, self.device)
                 self._start = found["rotations"], found["shifts"]
             refinement = self._refinement(images)
-            while refinement.round < _MAX_ROUNDS and not refinement.settled and not progress.stopped:
-                with progress.step("round"):
-                    refinement.run_round()
+            refinement.settle(progress, _MAX_ROUNDS, most_lost=_MISLED if self._by_neighbors else 1)
+            if self._by_neighbors and (refinement.lost or 0) > _MISLED and not progress.stopped:
+                # Neighbours mislead where views of a molecule look alike from different sides.
+                with progress.step("first poses"):
+                    problems = self._find_poses(stack, seed, neighbors=False)
+                refinement = self._refinement(self._fit_images(stack))
+                refinement.settle(progress, _MAX_ROUNDS)
             self._keep(refinement)
             if self.training == "reprojections":
                 self._train(self._training(refinement, seed), saver, progress)
@@ -297,7 +308,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
             resemblance = self._predictor.resemblance(refinement.images, seed, self._threads())
             self.validation_error_ = float(np.median(errors))
             self.line_agreement_ = self._predictor.line_agreement(refinement, _N_THETA, _PARTNERS)
-        if not refinement.settled:
+        if not refinement.settled and not refinement.change < _STILL:
             problems.append(f"poses still moved by {refinement.change:.2g} degrees in round {refinement.round}")
         self.ambiguous_, lost = resemblance > _SYMMETRIC, float((errors > _LOST).mean())
         if self.ambiguous_:
@@ -322,47 +333,28 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
             )
         return self
 
-    def _find_poses(self, stack, seed):
-        """Poses to start from; returns what is wrong with them."""
-        n, init = len(stack), self.init
+    def _find_poses(self, stack, seed, neighbors=True):
+        """Poses to start from, by default of neighbours where these may do; returns what is wrong with them."""
+        init, problems = self.init, []
         if init is not None and not hasattr(init, "fit"):
-            self._start = (check_rotations(init, n, name="init"), np.zeros((n, 2)))
-            return []
-        problems = []
+            self._start = (check_rotations(init, len(stack), name="init"), np.zeros((len(stack), 2)))
+            return problems
         centred = self._max_shift(max(stack.shape[1], _SMALLEST_BOX)) == 0
-        if init is None and centred and stack.ctf is None and n >= _LEAST_FOR_NEIGHBORS:
-            init, problems = self._fitted(VectorDiffusionMaps(n_jobs=self._threads()), stack)
+        if init is None and neighbors and centred and stack.ctf is None and len(stack) >= _LEAST_FOR_NEIGHBORS:
+            init, problems = fitted_quietly(VectorDiffusionMaps(n_jobs=self._threads()), stack)
             init = None if problems else init
+        self._by_neighbors = init is not self.init
         if init is None:
+            options = {"max_shift": self.max_shift, "mask_radius": self.mask_radius, "device": self.device}
             init = AbInitioVolume(
-                max_shift=self.max_shift,
-                mask_radius=self.mask_radius,
-                n_jobs=self._threads(),
-                random_state=seed,
-                device=self.device,
-                checkpoint_dir=self.checkpoint_dir,
+                n_jobs=self._threads(), random_state=seed, checkpoint_dir=self.checkpoint_dir, **options
             )
-        problems = []
-        if len(getattr(init, "rotations_", ())) != n:
-            init, problems = self._fitted(init, stack)
+        if len(getattr(init, "rotations_", ())) != len(stack):
+            init, problems = fitted_quietly(init, stack)
         self.init_ = init
         shifts = getattr(init, "shifts_", None)
-        self._start = (init.rotations_, np.zeros((n, 2)) if shifts is None else shifts)
+        self._start = (init.rotations_, np.zeros((len(stack), 2)) if shifts is None else shifts)
         return problems
-
-    @staticmethod
-    def _fitted(init, stack):
-        """An estimator fitted, and the messages of its convergence warnings."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            init = clone(init).fit(stack)
-        problems = []
-        for warning in caught:
-            if issubclass(warning.category, ConvergenceWarning):
-                problems.append(str(warning.message))
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        return init, problems
 
     def _fit_images(self, stack):
         small, padded = stack.shape[1] < _SMALLEST_BOX, padded_to(stack, _SMALLEST_BOX)

@@ -5,7 +5,7 @@ import numpy as np
 from .._torch import resolve_device
 from ..alignment import FourierImages, pose_normal_equations, refine_poses, search_poses
 from ..projection import VolumeProjector
-from ..reconstruction._ab_initio_refine import add_images, best_contrast, search_and_refine, solve_volume
+from ..reconstruction._ab_initio_refine import add_images, best_contrast, solve_volume
 from ..reconstruction._accumulator import FourierAccumulator
 from ..reconstruction._likeness import likeness, likeness_score
 from ..rotations import geodesic_distance, random_rotations, so3_grid
@@ -14,7 +14,7 @@ from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_reprojections import Reprojections
 from ._pose_net_training import evaluate_network
 from ._pose_net_uncertainty import ErrorModel, ParticleModel, stated_error
-from ._pose_refinement import moved_back
+from ._pose_refinement import moved_back, search_everywhere
 
 __all__ = ["PosePredictor"]
 
@@ -24,7 +24,6 @@ _REFINE_STEPS = 3
 _SEARCH_BAND = 14.0
 _FAR_SHIFT = 1.0  # pixels from which images are centred and seen again
 _UNSURE, _LEVEL = 10.0, 0.99  # degrees that more than one in a hundred may be off, to be searched for anew
-_SEARCHES = 3  # each with the grid turned, so that they look between one another's poses
 _MANY, _N_SEARCHED = 0.15, 400  # if more than this share is, errors are learnt from fewer projections
 _N_COMPARED = 500
 _N_RESEMBLING, _N_CANDIDATES, _FAR_ANGLE = 60, 200, np.deg2rad(30)
@@ -131,7 +130,7 @@ class PosePredictor:
         rows = np.flatnonzero(self._unsure(found))
         if len(rows):
             part = images.take(rows)
-            searched = self._searched(part, n_jobs)
+            searched = search_everywhere(part, VolumeProjector(self.volume), self.shift_range, n_jobs=n_jobs)
             start = {"rotations": searched.rotations, "shifts": searched.shifts, "known": first["known"][rows]}
             other = self.refined(part, start, n_jobs)
             better = other["log_likelihood"] > found["log_likelihood"][rows]
@@ -146,15 +145,6 @@ class PosePredictor:
 
     def _unsure(self, found):
         return self._first_errors.quantile(found["known"], _LEVEL) > _UNSURE
-
-    def _searched(self, images, n_jobs):
-        projector, fit = VolumeProjector(self.volume), None
-        for turn in range(_SEARCHES):
-            fit = search_and_refine(
-                images, projector, max_shift=self.shift_range, contrast_std=_CONTRAST_STD, n_best=3, fit=fit,
-                band=min(_SEARCH_BAND, float(images.radii[-1])), turn=random_rotations(1, turn)[0], n_jobs=n_jobs,
-            )  # fmt: skip
-        return fit
 
     def stated_errors(self, found, level):
         """The error that a share `level` of images like these stays below, in degrees.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..alignment import FourierImages, PoseFit, refine_poses
+from ..alignment import FourierImages, PoseFit, refine_poses, search_poses, shift_grid
 from ..projection import VolumeProjector
 from ..reconstruction._ab_initio_refine import (
     add_images,
@@ -13,9 +13,9 @@ from ..reconstruction._ab_initio_refine import (
 )
 from ..reconstruction._ab_initio_start import signal_power
 from ..reconstruction._accumulator import FourierAccumulator
-from ..rotations import geodesic_distance, random_rotations
+from ..rotations import geodesic_distance, random_rotations, so3_grid
 
-__all__ = ["PoseRefinement", "moved_back"]
+__all__ = ["PoseRefinement", "moved_back", "search_everywhere"]
 
 _CHUNK = 1000
 _FIRST_BAND, _BAND_STEP = 8.0, 4.0  # cycles per box
@@ -27,8 +27,10 @@ _CONTRAST_STD = 0.2
 # Of the signal's power, which the volume's prior counts on: an image is compared with a volume that holds its own
 # noise, and poses are 1 to 3 % better if it is smoothed a little more than for its own sake (0.1: worse again).
 _SIGNAL_SHARE = 0.3
+# What search_everywhere tries, and the log-likelihood that a pose adds below which there may be a better one.
+_GRID, _SHIFT_STEP, _N_GRIDS, _N_CANDIDATES, _N_STEPS, _DOUBTFUL = (4, 24), 1.3, 3, 4, 4, 40.0
 _FIT = ("rotations", "shifts", "error", "cross", "power")
-_COUNTERS = ("round", "change", "_first_change", "_next_search")
+_COUNTERS = ("round", "change", "_first_change", "_next_search", "lost")
 
 
 def moved_back(images, shifts):
@@ -49,6 +51,43 @@ def moved_back(images, shifts):
         where = slice(start, start + _CHUNK)
         values[where] = images.values[where] * images.centred_phases(shifts[where])
     return FourierImages(values, images.filters, images.points, images.L)
+
+
+def search_everywhere(images, projector, max_shift, *, fit=None, n_jobs=None):
+    """The best of poses from all over, each refined: more thorough, and slower, than :func:`search_and_refine`.
+
+    Three grids, turned so that each looks between the poses of the others; of each the best four at 14 cycles per box,
+    judged at all frequencies.
+
+    Parameters
+    ----------
+    images : FourierImages
+    projector : VolumeProjector
+    max_shift : float
+        Pixels.
+    fit : PoseFit, default=None
+        Poses that are kept where none is better, fitted against this volume at all frequencies; changed in place.
+    n_jobs : int, default=None
+
+    Returns
+    -------
+    PoseFit
+    """
+    shifts, top = shift_grid(max_shift, _SHIFT_STEP), float(images.radii[-1])
+    shared = {"contrast_std": _CONTRAST_STD, "n_jobs": n_jobs}
+    for turn in random_rotations(_N_GRIDS, 1):
+        rotations = turn @ so3_grid(*_GRID)
+        found = search_poses(
+            images, projector, rotations, shifts, band=min(_SEARCH_BAND, top), n_best=_N_CANDIDATES, **shared
+        )
+        for rank in range(found.rotation.shape[1]):
+            places = rotations[found.rotation[:, rank]], shifts[found.shift[:, rank]]
+            new = refine_poses(images, projector, *places, band=top, n_steps=_N_STEPS, **shared)
+            if fit is None:
+                fit = new
+            else:
+                fit.take_better(new)
+    return fit
 
 
 class PoseRefinement:
@@ -94,6 +133,8 @@ class PoseRefinement:
     round : int
     change : float
         Median change of poses in the last round, in degrees.
+    lost : float or None
+        Share of images that the first search found more than 20 degrees away; None before.
     noise : ndarray of shape (n_rings,)
         Power of the noise over what it was taken to be at first.
     """
@@ -111,7 +152,7 @@ class PoseRefinement:
         self.noise = np.ones(int(images.rings.max()) + 1)
         self.volume = None
         self.round, self.change, self._first_change = 0, np.inf, np.inf
-        self._next_search = _FIRST_SEARCH
+        self._next_search, self.lost = _FIRST_SEARCH, None
 
     @property
     def settled(self):
@@ -146,12 +187,63 @@ class PoseRefinement:
         if searching:
             self._update_noise(projector, options["band"])
         moved = np.degrees(geodesic_distance(before, self.fit.rotations))
-        if searching and (moved > _FAR).mean() > _FEW:
-            self._next_search += 2
+        if searching:
+            far = float((moved > _FAR).mean())
+            self.lost = far if self.lost is None else self.lost
+            if far > _FEW:
+                self._next_search += 2
         self.change = float(np.median(moved))
         if self.round == 0:
             self._first_change = self.change
         self.round += 1
+
+    def settle(self, progress, max_rounds, *, most_lost=1.0):
+        """Rounds until poses have settled; then those that may be far off are looked for once more, twice at most.
+
+        Parameters
+        ----------
+        progress : FitProgress
+        max_rounds : int
+            Before each search.
+        most_lost : float, default=1.0
+            If :attr:`lost` is more, it goes no further.
+        """
+        for _ in range(2):
+            while self.round < max_rounds and not self.settled and not progress.stopped:
+                with progress.step("round"):
+                    self.run_round()
+                if (self.lost or 0) > most_lost:
+                    return
+            if progress.stopped or not self.search_lost():
+                return
+            with progress.step("round"):
+                self.run_round()
+
+    def search_lost(self):
+        """Look for better poses of the images that the model explains least, as poses far off are among them.
+
+        Returns
+        -------
+        int
+            How many are far from where they were.
+        """
+        top = float(self.images.radii[-1])
+        self.volume = self.solve(top)
+        projector, shared = VolumeProjector(self.volume), {"band": top, "contrast_std": _CONTRAST_STD}
+        self.fit = refine_poses(
+            self.images, projector, self.fit.rotations, self.fit.shifts, n_steps=1, n_jobs=self.n_jobs, **shared
+        )
+        contrast = best_contrast(self.fit, _CONTRAST_STD)
+        rows = np.flatnonzero(2 * contrast * self.fit.cross - contrast**2 * self.fit.power < _DOUBTFUL)
+        if not len(rows):
+            return 0
+        fit = search_everywhere(
+            self.images.take(rows), projector, self.max_shift, fit=self.fit.take(rows), n_jobs=self.n_jobs
+        )
+        moved = np.degrees(geodesic_distance(self.fit.rotations[rows], fit.rotations))
+        for name in _FIT:
+            getattr(self.fit, name)[rows] = getattr(fit, name)
+        return int((moved > _FAR).sum())
 
     def state(self):
         """(arrays, info) from which :meth:`restore` goes on."""
