@@ -107,7 +107,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
     max_ring : int, default=20
         Highest frequency used, in cycles per box; the network sees 14 at most.
     max_iter : int, default=1500
-        Steps of training, of 128 images each.
+        Steps of training, of 128 images each; by common lines of 256.
     refine : bool, default=True
         Whether :meth:`predict` refines what the network says against the volume.
     checkpoint_dir : path, default=None
@@ -174,8 +174,9 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
     pose's columns given the image, by mean squared error, projected to the nearest rotation as in section 4.1. Images
     off centre are seen twice, the second time with the shift undone that the network saw first. Images whose pose may
     be more than 10 degrees off after they were refined are searched for on a grid over all poses. With
-    ``training="common-lines"`` each image is compared with 50 others in a step, where the paper has 200, and lines are
-    interpolated between 180 rays.
+    ``training="common-lines"`` a step has 256 images, each compared with 50 others, where the paper has 200, lines are
+    interpolated between 180 rays, and six tenths of the steps are for trials of 120 steps from other weights each, of
+    which the one goes on whose images agree best. Half turns are not drawn by lot, as that folds the map of views.
 
     References
     ----------

@@ -132,10 +132,10 @@ class LineTraining:
     """Short trainings, from other weights each; the one whose images agree best along lines is trained on.
 
     What becomes of the poses is settled in the first hundred steps: as often as not a map of the sphere with folds that
-    common lines do not undo. The share of power along lines that two images do not have in common tells: of 40 trials
-    of 120 steps on 5000 images those below 0.2 had correlations above .85 with the true poses, the others .6 to .85.
-    The loss of training tells less, as it is lower too for views that are drawn together where images are faint. Six
-    tenths of the steps are for trials of 120 steps; if there are fewer than 200 in all, there is no trial.
+    common lines do not undo. The share of power along lines that two images do not have in common tells: of some
+    thirty trials of 120 steps on 5000 images the two below 0.2 had correlations of .91 with the true poses, the others
+    .58 to .86. The loss of training tells less, as it is lower too for views that are drawn together where images are
+    faint. Six tenths of the steps are for trials of 120 steps; if there are fewer than 200 in all, there is no trial.
 
     Parameters
     ----------
