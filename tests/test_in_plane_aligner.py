@@ -20,7 +20,7 @@ from skcryo.preprocessing import _in_plane_fit as fit_module
 from skcryo.preprocessing._in_plane_aligner import turn_back
 from skcryo.preprocessing._in_plane_classes import Classes, balanced_biases, class_sums, frame_angles, own_poses, peaks
 from skcryo.preprocessing._in_plane_images import BandImages, Coefficients
-from skcryo.preprocessing._in_plane_search import FINE_OFFSETS, ClassSearch, shift_offsets
+from skcryo.preprocessing._in_plane_search import ClassSearch, ShiftGrids, shift_offsets
 from skcryo.preprocessing._in_plane_span import find_span
 from skcryo.rotations import in_plane_rotation
 
@@ -153,7 +153,7 @@ def test_own_poses_find_what_images_were_made_with(fitted):
         Coefficients(aligner._span, images, images.shifts),
         lambda part: aligner._averages[labels[part]],
         images.shifts,
-        FINE_OFFSETS,
+        ShiftGrids(2.0, 65 / 16).fine,
     )
     wrong = np.abs((found.angles - angles + np.pi) % (2 * np.pi) - np.pi)
     assert np.degrees(np.median(wrong)) < 0.5
@@ -191,9 +191,18 @@ def test_biases_make_classes_equally_large():
 def test_peak_of_a_quadratic_is_found():
     rng = np.random.default_rng(0)
     wanted = rng.uniform(-0.55, 0.55, (20, 2))
-    apart = FINE_OFFSETS[None] - wanted[:, None]
+    offsets = ShiftGrids(2.0, 65 / 16).fine
+    apart = offsets[None] - wanted[:, None]
     values = 3 - 2 * apart[..., 0] ** 2 - apart[..., 1] ** 2 - 0.5 * apart[..., 0] * apart[..., 1]
-    np.testing.assert_allclose(peaks(values), wanted, atol=1e-9)
+    np.testing.assert_allclose(peaks(values, offsets), wanted, atol=1e-9)
+
+
+def test_shifts_are_tried_as_closely_as_the_finest_wavelength_wants():
+    small, large = ShiftGrids(4.6, 65 / 16), ShiftGrids(9.2, 130 / 16)
+    for name in ("coarse", "close", "fine"):
+        np.testing.assert_allclose(getattr(large, name), 2 * getattr(small, name))
+    assert len(small.fine) == 9
+    assert np.array_equal(ShiftGrids(0.0, 4.0).fine, np.zeros((1, 2)))
 
 
 def test_frames_of_turned_copies_agree(fitted):
@@ -298,7 +307,7 @@ def test_pipeline_with_statistical_manifold_learning(fitted):
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        aligned, raw = Pipeline(steps).fit(stack), SMLClustering(12, n_components=10, random_state=0).fit(stack)
+        aligned, raw = (Pipeline(steps).fit(stack), SMLClustering(12, n_components=10, random_state=0).fit(stack))
     labels = aligned[-1].labels_
     assert np.mean(aligned.predict(stack) == labels) > 0.99
     # by chance 0.07; without alignment about 0.2

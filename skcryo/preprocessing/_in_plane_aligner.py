@@ -33,7 +33,7 @@ from ._geometry import ring_index
 from ._in_plane_classes import class_sums, locate
 from ._in_plane_fit import AlignerFit
 from ._in_plane_images import BandImages, Coefficients
-from ._in_plane_search import shift_offsets
+from ._in_plane_search import ShiftGrids
 from ._whiten import noise_spectrum
 
 __all__ = ["InPlaneAligner"]
@@ -44,7 +44,6 @@ _AUTO_CLASS = 40  # images a class
 _MOST_CLASSES = 300
 _MOST_LEARNED = 20000
 _MAX_ANGULAR_FREQUENCY = 16
-_SHIFT_STEP = 1.4
 _CHUNK = 4096
 _LEAST_ALIVE = 0.2  # of the mean size of a class
 _COLLAPSED = 0.75  # share of classes alive, or effective
@@ -220,11 +219,12 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
                 f"n_samples={n} should be >= n_classes={self.n_classes_}: so many classes need as many images"
             )
         box = max(L, _SMALLEST_BOX)
-        self._max_shift = _AUTO_SHIFT * L if isinstance(self.max_shift, str) else float(self.max_shift)
-        if self._max_shift >= box / 2:
+        max_shift = _AUTO_SHIFT * L if isinstance(self.max_shift, str) else float(self.max_shift)
+        if max_shift >= box / 2:
             raise ValueError(f"max_shift must be below half the box of {box} px, got {self.max_shift}")
         ring = min(self.max_ring, (box - 1) // 2)
         self._band = (box, ring / box, _MAX_ANGULAR_FREQUENCY), ring
+        self._grids = ShiftGrids(max_shift, box / ring)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         self.noise_spectrum_ = _noise_by_ring(stack)
         chosen = np.arange(n)
@@ -236,7 +236,7 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
                 self._read(stack[chosen], None if ctf is None else ctf[chosen], pixel_size),
                 self._band[0],
                 self.n_classes_,
-                max_shift=self._max_shift,
+                grids=self._grids,
                 max_iter=self.max_iter,
                 tol=self.tol,
                 seed=seed,
@@ -246,7 +246,7 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
             ).run()
         self._span, self._averages = found.span, found.averages
         self.n_classes_ = len(found.averages)  # of a fit that was stopped early, fewer than wanted
-        self.class_biases_, self.n_iter_, self.converged_ = found.biases, found.n_iter, found.converged
+        self.class_biases_, self.n_iter_, self.converged_ = (found.biases, found.n_iter, found.converged)
         dtype = np.float64 if stack.dtype == np.float64 else np.float32
         self._assign_all(stack, ctf, pixel_size, dtype)
         self._warn(found, progress.stopped)
@@ -279,11 +279,14 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
 
     def _located(self, stack, ctf, pixel_size):
         """Of chunks of images: where, band coefficients, class, angle and shift."""
-        offsets = shift_offsets(self._max_shift, _SHIFT_STEP)
         for start in range(0, len(stack), _CHUNK):
             where = slice(start, min(start + _CHUNK, len(stack)))
             images = self._read(stack[where], None if ctf is None else ctf[where], pixel_size)
-            yield where, images, locate(self._span, images, self._averages, self.class_biases_, offsets, self.n_jobs)
+            yield (
+                where,
+                images,
+                locate(self._span, images, self._averages, self.class_biases_, self._grids, self.n_jobs),
+            )
 
     def _assign_all(self, stack, ctf, pixel_size, dtype):
         n, sums, filters = len(stack), 0.0, 0.0

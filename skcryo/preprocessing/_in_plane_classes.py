@@ -7,7 +7,7 @@ from joblib import Parallel, delayed
 from scipy import sparse
 
 from ._in_plane_images import Coefficients
-from ._in_plane_search import FINE_OFFSETS, ClassSearch, best_angles, grid_angles
+from ._in_plane_search import ClassSearch, best_angles, grid_angles
 
 __all__ = ["Classes", "balanced_biases", "class_sums", "frame_angles", "locate", "own_poses"]
 
@@ -42,7 +42,7 @@ class Classes:
     """
 
     def __init__(self, span, images, n_classes, n_jobs=None):
-        self.span, self.images, self.n_classes, self.n_jobs = span, images, n_classes, n_jobs
+        self.span, self.images, self.n_classes, self.n_jobs = (span, images, n_classes, n_jobs)
         self.biases = np.zeros(n_classes)
         self.search_near(images.shifts)
         self.averages = self.labels = self.angles = self.shifts = self._averaged = None
@@ -79,7 +79,7 @@ class Classes:
         scores, where = search(self.coefficients, self.averages, offsets, self.known, self.n_jobs)
         if self.labels is not None:
             found = own_poses(self.coefficients, self.averages_of, self.known, offsets, self.n_jobs)
-            scores[rows, self.labels], where[rows, self.labels] = found.scores, found.where
+            scores[rows, self.labels], where[rows, self.labels] = (found.scores, found.where)
         some = slice(None, None, -(-len(rows) // _SINKHORN_IMAGES))
         self.biases = balanced_biases(scores[some], self.biases, temperature)
         self.labels = (scores + self.biases.astype(np.float32)).argmax(axis=1)
@@ -98,7 +98,7 @@ class Classes:
         """Averages of images at these shifts, as expected under the prior."""
         sums, filters = class_sums(self.coefficients, self.labels, self.angles, shifts, self.n_classes)
         self.averages = self.span.posterior_means(sums, filters)
-        self._averaged = self.labels, self.angles, shifts, self.span.posterior_covariances(filters)
+        self._averaged = (self.labels, self.angles, shifts, self.span.posterior_covariances(filters))
 
     def averages_of(self, part):
         """Average of each image's class without the image itself: (n, n_coefficients), for the images of a slice.
@@ -154,8 +154,8 @@ def search(coefficients, averages, offsets, shifts, n_jobs=None):
     return scores, where
 
 
-def locate(span, images, averages, biases, offsets, n_jobs=None):
-    """Class, angle and shift of images, each by itself.
+def locate(span, images, averages, biases, grids, n_jobs=None):
+    """Class, angle and shift of images, each by itself: all classes at coarse offsets, the best few at fine ones.
 
     Returns
     -------
@@ -165,19 +165,17 @@ def locate(span, images, averages, biases, offsets, n_jobs=None):
     """
     n = len(images)
     coefficients = Coefficients(span, images, np.zeros((n, 2)))
-    scores, where = search(coefficients, averages, offsets, coefficients.known, n_jobs)
+    scores, where = search(coefficients, averages, grids.coarse, coefficients.known, n_jobs)
     scores += biases.astype(np.float32)
     candidates = np.argsort(-scores, axis=1, kind="stable")[:, :_CANDIDATES]
     rows, best = np.arange(n), np.full(n, -np.inf)
     labels, angles, shifts = np.zeros(n, dtype=np.int32), np.zeros(n), np.zeros((n, 2))
     for label in candidates.T:
-        near, fine = coefficients.known, _CENTRE
-        if len(offsets) > 1:
-            near, fine = offsets[where[rows, label]], FINE_OFFSETS
-        found = own_poses(coefficients, lambda part, label=label: averages[label[part]], near, fine, n_jobs)
+        near = coefficients.known if grids.max_shift == 0 else grids.coarse[where[rows, label]]
+        found = own_poses(coefficients, lambda part, label=label: averages[label[part]], near, grids.fine, n_jobs)
         value = found.scores + biases[label]
         better = value > best
-        best[better], labels[better], angles[better] = value[better], label[better], found.angles[better]
+        best[better], labels[better], angles[better] = (value[better], label[better], found.angles[better])
         shifts[better] = found.shifts[better]
     return labels, angles, shifts
 
@@ -202,6 +200,7 @@ def own_poses(coefficients, averages_of, shifts, offsets, n_jobs=None):
         Of a slice, the average that each of its images is compared with: (n, n_coefficients).
     shifts : ndarray of shape (n_images, 2)
     offsets : ndarray of shape (n_offsets, 2)
+        Of nine, fine ones, the maximum between them is found.
     n_jobs : int or None
 
     Returns
@@ -221,8 +220,8 @@ def own_poses(coefficients, averages_of, shifts, offsets, n_jobs=None):
         best = values.argmax(axis=1)
         angles, top = best_angles(span.frequencies, products[np.arange(m) * T + best])
         power = np.einsum("nq,nq->n", span.ring_power(averages), images.squares(part), dtype=np.float64)
-        found.where[part], found.angles[part], found.scores[part] = best, angles, top - power / 2
-        found.shifts[part] = shifts[part] + (peaks(values) if offsets is FINE_OFFSETS else offsets[best])
+        found.where[part], found.angles[part], found.scores[part] = (best, angles, top - power / 2)
+        found.shifts[part] = shifts[part] + (peaks(values, offsets) if T == 9 else offsets[best])
 
     in_threads(run, images.blocks(max(1, _ROWS // T)), n_jobs)
     return found
@@ -234,23 +233,23 @@ def in_threads(run, parts, n_jobs):
     parallel(delayed(run)(part) for part in parts)
 
 
-def peaks(values):
-    """Where quadratics through the values at :data:`FINE_OFFSETS` are largest; within their square."""
-    x, y = FINE_OFFSETS.T
+def peaks(values, offsets):
+    """Where quadratics through the values at nine offsets are largest; within their square."""
+    x, y = offsets.T
     design = np.stack([np.ones(len(x)), x, y, x * x / 2, y * y / 2, x * y], axis=1)
     _, sx, sy, xx, yy, xy = np.einsum("nj,ij->in", values, np.linalg.pinv(design))
     determinant = xx * yy - xy**2
     peaked = (determinant > 0) & (xx < 0)
     determinant = np.where(peaked, determinant, 1)
     peak = np.stack([xy * sy - yy * sx, xy * sx - xx * sy], axis=1) / determinant[:, None]
-    reach = np.abs(FINE_OFFSETS).max()
-    return np.clip(np.where(peaked[:, None], peak, FINE_OFFSETS[values.argmax(axis=1)]), -reach, reach)
+    reach = np.abs(offsets).max()
+    return np.clip(np.where(peaked[:, None], peak, offsets[values.argmax(axis=1)]), -reach, reach)
 
 
 def class_sums(coefficients, labels, angles, shifts, n_classes):
     """Sums over each class of coefficients of images moved and turned back, and of squared filters."""
     span, images = coefficients.span, coefficients.images
-    sums, filters = np.zeros((n_classes, span.n_coefficients)), np.zeros((n_classes, images.filters.shape[1]))
+    sums, filters = (np.zeros((n_classes, span.n_coefficients)), np.zeros((n_classes, images.filters.shape[1])))
     for part in images.blocks():
         b = span.turned(coefficients.at(part, shifts).astype(np.float64), -angles[part])
         member = sparse.csr_array((np.ones(len(b)), (labels[part], np.arange(len(b)))), shape=(n_classes, len(b)))

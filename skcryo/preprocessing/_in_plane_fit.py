@@ -5,14 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._in_plane_classes import Classes, frame_angles, locate
-from ._in_plane_search import FINE_OFFSETS, shift_offsets
 from ._in_plane_span import find_span
 
 __all__ = ["AlignerFit", "FoundClasses"]
 
-_SEARCHED_CLASSES, _SEARCHED_IMAGES = 25, 2500  # at most, in the first stage, whose search is the dearest
-_HOTTEST, _COOLED = 6.0, 0.6  # nats; the share of a stage's iterations in which the temperature falls to 1
-_COARSE, _OWN = 1.4, 1.0  # steps of shifts, px
+_SEARCHED_CLASSES, _SEARCHED_IMAGES = (25, 2500)  # at most, in the first stage, whose search is the dearest
+_HOTTEST, _COOLED = (6.0, 0.6)  # nats; the share of a stage's iterations in which the temperature falls to 1
 _N_ROUNDS = 2  # of classes at known shifts before the last ones
 _STAGE_ITERATIONS = 20
 _N_OWN = 2
@@ -39,8 +37,7 @@ class AlignerFit:
     parameters : tuple
         Of the basis.
     n_classes : int
-    max_shift : float
-        px.
+    grids : ShiftGrids
     max_iter : int
     tol : float
     seed : int
@@ -49,9 +46,9 @@ class AlignerFit:
     saved : StageCheckpoints
     """
 
-    def __init__(self, images, parameters, n_classes, *, max_shift, max_iter, tol, seed, n_jobs, progress, saved):
+    def __init__(self, images, parameters, n_classes, *, grids, max_iter, tol, seed, n_jobs, progress, saved):
         self.images, self.parameters, self.n_classes = images, parameters, n_classes
-        self.max_shift, self.max_iter, self.tol, self.seed, self.n_jobs = max_shift, max_iter, tol, seed, n_jobs
+        self.grids, self.max_iter, self.tol, self.seed, self.n_jobs = (grids, max_iter, tol, seed, n_jobs)
         self.progress, self.saved = progress, saved
         self.n_iter = 0
 
@@ -62,7 +59,7 @@ class AlignerFit:
         -------
         FoundClasses
         """
-        last = _N_ROUNDS + 1 if self.max_shift > 0 else 0
+        last = _N_ROUNDS + 1 if self.grids.max_shift > 0 else 0
         state = self.saved.load("aligner")
         first = 0 if state is None else state[1]["stage"]
         self.n_iter = 0 if state is None else state[1]["n_iter"]
@@ -97,15 +94,15 @@ class AlignerFit:
             classes.restore(state[0])
         most = self.max_iter if stage == last else min(self.max_iter, _STAGE_ITERATIONS)
         hot, half = max(1.0, _COOLED * most), max(1, most // 2)
-        coarse = shift_offsets(self.max_shift, _COARSE)
+        coarse, fine = self.grids.coarse, self.grids.fine
         for iteration in range(first, most):
-            searches = stage == 0 and len(coarse) > 1
+            searches = stage == 0 and self.grids.max_shift > 0
             if settled or self.progress.stopped:
                 break
             with self.progress.step("iteration", attributes=lambda: {"n_iter_": self.n_iter}):
                 if searches and iteration == half:
                     classes.search_near(classes.shifts)
-                offsets = coarse[:1] if not searches else coarse if iteration < half else FINE_OFFSETS
+                offsets = coarse[:1] if not searches else coarse if iteration < half else fine
                 before = classes.labels
                 temperature = max(1.0, _HOTTEST * (1 - iteration / hot))
                 classes.iterate(offsets, temperature)
@@ -120,25 +117,24 @@ class AlignerFit:
     def _recentre(self, classes, stage):
         """Shifts of all images from the classes of a stage, whose centres differ."""
         if stage == 0:
-            shifts = classes.recentred(self.max_shift)
+            shifts = classes.recentred(self.grids.max_shift)
             if len(classes.images) < len(self.images):
                 classes.average(shifts)
-                offsets = shift_offsets(self.max_shift, _COARSE)
-                shifts = locate(classes.span, self.images, classes.averages, classes.biases, offsets, self.n_jobs)[2]
+                found = locate(classes.span, self.images, classes.averages, classes.biases, self.grids, self.n_jobs)
+                shifts = found[2]
             self.images.shifts = shifts
         else:
-            nearby = shift_offsets(self.max_shift, _OWN)
             for _ in range(_N_OWN):
-                classes.own_poses(nearby, np.zeros((len(self.images), 2)))
-                classes.own_poses(FINE_OFFSETS, classes.shifts)
+                classes.own_poses(self.grids.close, np.zeros((len(self.images), 2)))
+                classes.own_poses(self.grids.fine, classes.shifts)
                 classes.average(classes.shifts)
-            self.images.shifts = classes.recentred(self.max_shift)
+            self.images.shifts = classes.recentred(self.grids.max_shift)
 
     def _common_frame(self, classes):
         """Averages about one centre, turned such that those of similar views agree."""
-        if self.max_shift > 0:
-            classes.own_poses(FINE_OFFSETS, classes.shifts)
+        if self.grids.max_shift > 0:
+            classes.own_poses(self.grids.fine, classes.shifts)
             classes.average(classes.shifts)
-            classes.average(classes.recentred(self.max_shift))
+            classes.average(classes.recentred(self.grids.max_shift))
         angles = frame_angles(classes.span, classes.averages)
         return classes.span.turned(classes.averages, angles)

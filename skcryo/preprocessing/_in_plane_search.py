@@ -5,11 +5,13 @@ import numpy as np
 from .._ext._polar import fold_max
 from .._products import row_products
 
-__all__ = ["FINE_OFFSETS", "AngleSums", "ClassSearch", "best_angles", "grid_angles", "shift_offsets"]
+__all__ = ["AngleSums", "ClassSearch", "ShiftGrids", "best_angles", "grid_angles", "shift_offsets"]
 
 _N_ANGLES = 64
 _COLUMNS = 2**16  # pairs of image, shift and class looked at together: what a cache holds
 _TILE = 2048
+_COARSE, _CLOSE, _FINE = (1.4, 1.0, 0.6)  # steps of shifts, px, where the finest wavelength is
+_WAVELENGTH = 65 / 16
 _NEWTON_STEPS = 2
 _LARGEST_STEP = np.pi / _N_ANGLES
 
@@ -24,7 +26,27 @@ def shift_offsets(radius, step):
     return points[order[length[order] <= radius + 1e-9]]
 
 
-FINE_OFFSETS = shift_offsets(0.9, 0.6)  # nine: a square of 0.6 px
+class ShiftGrids:
+    """Offsets at which shifts are tried, as fine as the images' finest wavelength wants them.
+
+    Parameters
+    ----------
+    max_shift : float
+        px.
+    wavelength : float
+        Of the highest frequency compared, px.
+
+    Attributes
+    ----------
+    coarse, close, fine : ndarray of shape (n_offsets, 2)
+        All shifts for the search of all classes, the same closer for one class, and nine about the best.
+    """
+
+    def __init__(self, max_shift, wavelength):
+        unit = wavelength / _WAVELENGTH
+        self.max_shift = max_shift
+        self.coarse, self.close = (shift_offsets(max_shift, step * unit) for step in (_COARSE, _CLOSE))
+        self.fine = shift_offsets(1.5 * _FINE * unit, _FINE * unit) if max_shift > 0 else self.coarse
 
 
 class AngleSums:
@@ -34,7 +56,7 @@ class AngleSums:
         self.order = np.argsort(frequencies % 2, kind="stable")
         self.n_even = int(np.count_nonzero(frequencies % 2 == 0))
         phases = np.outer(np.arange(n_angles // 4 + 1) * (2 * np.pi / n_angles), frequencies[self.order])
-        self.cosine, self.sine = np.cos(phases).astype(np.float32), np.sin(phases).astype(np.float32)
+        self.cosine, self.sine = (np.cos(phases).astype(np.float32), np.sin(phases).astype(np.float32))
         self.step = 2 * np.pi / n_angles
 
     def maximum(self, re, im, best, index):
@@ -108,7 +130,7 @@ class ClassSearch:
         for f, (where, real, imaginary) in enumerate(self._products):
             row_products(b[:, where], real, out=planes[0, f].reshape(n * T, k))
             row_products(b[:, where], imaginary, out=planes[1, f].reshape(n * T, k))
-        best, index = np.empty(n * T * k, dtype=np.float32), np.empty(n * T * k, dtype=np.int32)
+        best, index = (np.empty(n * T * k, dtype=np.float32), np.empty(n * T * k, dtype=np.int32))
         self.sums.maximum(planes[0], planes[1], best, index)
         best = best.reshape(n, T, k)
         where = best.argmax(axis=1)
