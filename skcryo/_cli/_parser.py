@@ -127,6 +127,29 @@ def _add_poses(parser):
     _add_run_options(parser)
 
 
+def _add_heterogeneity(parser):
+    _add_input(parser, "STAR or .cs files with particles and poses")
+    parser.add_argument(
+        "-z", "--z-dim", type=integer(0), default=8, metavar="N", help="latent coordinates (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--volumes", type=integer(1), default=10, metavar="N", help="volumes written (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=integer(1), metavar="N", help="steps of training (default: 3000, or three passes)"
+    )
+    _add_mask_radius(parser, " (default: 0.45 of the box)")
+    _add_downsample(parser, 16, "work at this box size in pixels")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where the network is trained: auto (default; a GPU if torch sees one), cpu or cuda",
+    )
+    _add_image_options(parser)
+    _add_run_options(parser)
+
+
 _COMMANDS = {
     "demo": _add_demo,
     "classify2d": _add_classify2d,
@@ -134,6 +157,7 @@ _COMMANDS = {
     "abinitio": _add_abinitio,
     "classify3d": _add_classify3d,
     "poses": _add_poses,
+    "heterogeneity": _add_heterogeneity,
 }
 
 # ------------------------------------------------------------------------------------- options that commands share

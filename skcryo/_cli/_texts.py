@@ -149,4 +149,29 @@ examples:
   skcryo reconstruct poses/particles.star -o volume
 """,
     ),
+    "heterogeneity": Text(
+        help="continuous motion of particles whose poses are known",
+        description="""\
+Learns how the structure varies between particles whose poses are known, and gives each particle latent coordinates.
+
+A network (CryoDRGN; needs torch) is trained to make the volume at any coordinates; coordinates are inferred through it,
+with how certain they are. Whether particles differ by more than noise is the verdict, told first in the report and
+last on stderr.
+Writes into the folder OUT:
+  particles.star        all columns of the input, with coordinates in skcryoLatent1, ...
+  latents.npy           the coordinates, one row a particle
+  volume1.mrc, ...      volumes at centres of the coordinates, in order of the first, voxel size set
+  centres.npy           the coordinates of these volumes
+  latents.png           the particles over the first two coordinates (needs matplotlib)
+  report.html           verdict, volumes, parameters, versions: one file
+  run.json              the same facts for programs
+
+A run that was killed goes on when the same command is given again, and ends with the same coordinates.
+""",
+        examples="""\
+examples:
+  skcryo heterogeneity particles.star -z 8 -o motion
+  skcryo heterogeneity poses/particles.star -z 1 --volumes 20 -o motion
+""",
+    ),
 }

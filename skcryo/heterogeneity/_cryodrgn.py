@@ -15,6 +15,7 @@ from .._callback import CallbackSupportMixin, FitProgress
 from .._ext._emd import max_threads
 from .._torch import DEVICES, import_torch, resolve_device
 from .._validation import (
+    HasMethods,
     Interval,
     StackTagsMixin,
     StrOptions,
@@ -35,7 +36,7 @@ from ._drgn_images import ImageUnits, fourier_images, part_of_stack
 from ._drgn_inference import ComponentsPosterior, EncoderPosterior
 from ._drgn_latents import LatentMixture
 from ._drgn_paper import HartleyDecoder, ImageEncoder
-from ._drgn_poses import resolve_poses
+from ._drgn_poses import find_poses, frames, refine_against, resolve_poses
 from ._drgn_start import Contrasts, first_latents, particle_radius
 from ._drgn_training import DecoderTraining, product_dtype
 from ._drgn_volumes import VolumeDecoder
@@ -74,9 +75,14 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         Where coordinates come from. "decoder": their posterior through the decoder. "encoder": a second network that
         looks at images, as in the paper (a variational autoencoder). It learns noise by heart if images are few, which
         a tenth of them, kept out of training, shows. "pca": the principal volumes' coordinates.
-    poses : {"given", "identity"}, default="given"
+    poses : {"given", "identity"} or estimator, default="given"
         "given": images carry rotations, or `rotations` is given; an error where they are missing. "identity": images
-        without rotations are taken as views along z with nothing turned.
+        without rotations are taken as views along z with nothing turned. An estimator that has ``rotations_`` after
+        ``fit``, such as :class:`~skcryo.reconstruction.AbInitioVolume`: poses that images carry are not used; one that
+        is fitted already, on as many images, is taken to be fitted on these. Its ``predict_poses`` is asked for those
+        of new images.
+    refine_poses : bool or "auto", default="auto"
+        Whether poses are refined against the volumes of the decoder. "auto": if an estimator found them.
     max_iter : int, default=None
         Steps of training, each on 16 images ("paper": 10). None: 3000, or as many as three passes over the images take
         if that is more.
@@ -116,7 +122,9 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
     weights_ : dict of str to ndarray
         Of the network.
     rotations_, shifts_ : ndarray of shape (n_images, 3, 3) and (n_images, 2), float64
-        Poses, as they were given.
+        Poses, as they were given or found, refined if they are to be.
+    pose_estimator_ : estimator
+        The fitted one, if there is one.
     resolution_ : float
         Finest detail that images were used for, in Angstrom or pixels as `resolution`.
     noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
@@ -158,7 +166,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         "z_dim": [Interval(Integral, 0, None, closed="left")],
         "architecture": [StrOptions(set(_ARCHITECTURES))],
         "inference": [StrOptions({"decoder", "encoder", "pca"})],
-        "poses": [StrOptions({"given", "identity"})],
+        "poses": [StrOptions({"given", "identity"}), HasMethods(["fit"])],
+        "refine_poses": ["boolean", StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "resolution": [Interval(Real, 0, None, closed="neither"), None],
@@ -177,6 +186,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         architecture="residual",
         inference="decoder",
         poses="given",
+        refine_poses="auto",
         max_iter=None,
         max_time=None,
         resolution=None,
@@ -191,6 +201,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         self.architecture = architecture
         self.inference = inference
         self.poses = poses
+        self.refine_poses = refine_poses
         self.max_iter = max_iter
         self.max_time = max_time
         self.resolution = resolution
@@ -202,7 +213,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------- fit
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
         """Train the decoder and infer the latent coordinates of the images.
 
@@ -247,7 +258,11 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         if n <= self.z_dim:
             raise ValueError(f"n_samples={n} images are too few for z_dim={self.z_dim} coordinates; more are wanted")
         self.pixel_size_, ctf = resolve_optics(stack, ctf)
-        poses = resolve_poses(stack, rotations, shifts, self.poses)
+        vars(self).pop("pose_estimator_", None)
+        if hasattr(self.poses, "fit"):
+            self.pose_estimator_, *poses = find_poses(self.poses, stack.replace(ctf=ctf))
+        else:
+            poses = resolve_poses(stack, rotations, shifts, self.poses)
         padded = padded_to(stack.replace(ctf=ctf), _SMALLEST_BOX)
         small = padded is not stack and stack.shape[1] < _SMALLEST_BOX
         self._max_ring = self._highest_ring(padded.shape[1])
@@ -290,6 +305,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             encoder, rows,
         )  # fmt: skip
         latents = saver.restore(training)
+        self.rotations_, self.shifts_ = training.rotations, training.shifts
         if latents is None or self._mode == "pca":
             latents, components = first_latents(
                 images, self.rotations_, self.shifts_, contrast, 0 if encoder else self.z_dim, self._radius(L), seed,
@@ -302,6 +318,27 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             if training.step == 0:
                 saver(training, latents, now=True)
         return latents, training
+
+    @property
+    def _refines(self):
+        if self._mode != "decoder":
+            return False
+        return hasattr(self.poses, "fit") if self.refine_poses == "auto" else self.refine_poses
+
+    def _refine(self, training, latents, seed):
+        """Poses against the decoder's volumes, those of all volumes in one frame."""
+        mixture, images = self._posterior, training.images
+        rotations, shifts = refine_against(
+            mixture, images, self.rotations_, self.shifts_, latents, n_jobs=self._threads()
+        )
+        if self.z_dim:
+            turns = frames(mixture.volumes[:, 0], self._contrasts.mean, mixture.band, seed)
+            rotations = turns[mixture.nearest(latents.mean)].swapaxes(1, 2) @ rotations
+        self._set_poses(training, rotations, shifts)
+
+    def _set_poses(self, training, rotations, shifts):
+        self.rotations_, self.shifts_ = rotations, shifts
+        training.set_poses(rotations, shifts)
 
     @property
     def _mode(self):
@@ -321,6 +358,9 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             with progress.step("latents"):
                 if last or self._mode == "decoder":
                     latents = self._infer(training, latents, saver.seed)
+            if self._refines and not last:
+                with progress.step("poses"):
+                    self._refine(training, latents, saver.seed)
             saver.round += 1
             if last:
                 break
@@ -420,14 +460,19 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         Returns
         -------
         posterior : Bunch
-            ``mean`` (n, z_dim), ``covariance`` (n, z_dim, z_dim), ``contrast`` (n,), and ``log_likelihood`` (n,) with z
-            integrated out, above that of no particle.
+            ``mean`` (n, z_dim), ``covariance`` (n, z_dim, z_dim), ``contrast`` (n,), ``log_likelihood`` (n,) with z
+            integrated out, above that of no particle; ``rotations`` (n, 3, 3) and ``shifts`` (n, 2), refined if those
+            of `fit` were.
         """
         check_is_fitted(self, "weights_")
         validate_parameters(self)
         stack = validate_lazy(self, X, reset=False)
         stack = stack.replace(ctf=resolve_optics(stack, ctf)[1])
-        poses = resolve_poses(stack, rotations, shifts, self.poses)
+        if rotations is None and hasattr(self, "pose_estimator_"):
+            found = self.pose_estimator_.predict_poses(stack)
+            poses = found.rotations, found.shifts
+        else:
+            poses = resolve_poses(stack, rotations, shifts, "given" if hasattr(self.poses, "fit") else self.poses)
         parts = []
         for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
             part = padded_to(part_of_stack(stack, where, chunk), _SMALLEST_BOX)
@@ -435,9 +480,12 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                 part, self.noise_spectrum_, self._max_ring, ctf=part.ctf, pixel_size=part.pixel_size
             )
             images, own = self._units.apply(images), [values[where] for values in poses]
-            parts.append(self._posterior.posterior(images, *own, self._contrasts(images, *own)))
-        names = ("mean", "covariance", "contrast", "log_likelihood")
-        return Bunch(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+            latents = self._posterior.posterior(images, *own, self._contrasts(images, *own))
+            if self._refines:
+                own = refine_against(self._posterior, images, *own, latents, n_jobs=self._threads())
+                latents = self._posterior.posterior(images, *own, self._contrasts(images, *own))
+            parts.append({"rotations": own[0], "shifts": own[1], **vars(latents)})
+        return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def transform(self, X, *, rotations=None, shifts=None, ctf=None):
         """Latent coordinates of images, each image by itself: means of their posteriors.

@@ -35,8 +35,10 @@ class FitSaver:
         params = estimator.get_params(deep=False)
         if isinstance(params["random_state"], np.random.RandomState):
             params["random_state"] = "given"
-        for name in ("n_jobs", "device", "checkpoint_dir"):
+        # The poses that an estimator found are among the arrays.
+        for name in ("n_jobs", "device", "checkpoint_dir", "poses"):
             params.pop(name)
+        params["refine_poses"] = estimator._refines
         self._key = fingerprint(params, stack, arrays)
         self._saved = load_checkpoint(self.folder, _CHECKPOINT)
         if self._saved is None:

@@ -124,6 +124,13 @@ class LatentMixture:
             volumes.append(np.concatenate([ends[-1:], slopes]))
         return cls(centres, spread, shares / shares.sum(), np.stack(volumes), band, contrast_std)
 
+    def nearest(self, z):
+        """Component whose centre is nearest to each of some coordinates (n, z_dim), ndarray of int."""
+        if z.shape[1] == 0:
+            return np.zeros(len(z), dtype=int)
+        away = np.linalg.solve(self.spread, (z[:, None] - self.centres).reshape(-1, z.shape[1]).T)
+        return np.square(away).sum(axis=0).reshape(len(z), -1).argmin(axis=1)
+
     def move(self, centre, matrix):
         """Count coordinates as :meth:`Latents.standardise` left them, in place."""
         inverse = np.linalg.inv(matrix)

@@ -70,13 +70,18 @@ class DecoderTraining:
         self.torch = import_torch("CryoDRGN")
         self.network, self.images, self.seed, self.device = network, images, seed, device
         self.encoder, self.rows = encoder, np.arange(len(images)) if rows is None else rows
-        self.axes = np.asarray(rotations, dtype=np.float32)[:, :, :2]
-        self.shifts, self.gain = shifts, np.asarray(gain, dtype=np.float32)
+        self.set_poses(rotations, shifts)
+        self.gain = np.asarray(gain, dtype=np.float32)
         self.points = images.points.astype(np.float32)
         self.dtype = getattr(self.torch, dtype)
         self._order = (-1, None)
         self.step, self.losses = 0, []
         self.weights = weights
+
+    def set_poses(self, rotations, shifts):
+        """Replace the images' poses."""
+        self.rotations, self.shifts = rotations, shifts
+        self.axes = np.asarray(rotations, dtype=np.float32)[:, :, :2]
 
     @property
     def weights(self):
@@ -164,10 +169,12 @@ class DecoderTraining:
         arrays = {f"weight:{name}": value for name, value in self.weights.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             arrays |= {f"adam:{number}:{name}": to_numpy(value) for name, value in values.items()}
+        arrays |= {"rotations": self.rotations, "shifts": self.shifts}
         return arrays, {"step": self.step, "losses": self.losses}
 
     def restore(self, arrays, info):
         """Go on from a state."""
+        self.set_poses(arrays["rotations"], arrays["shifts"])
         self.weights = {key.split(":")[1]: value for key, value in arrays.items() if key.startswith("weight:")}
         state = self.optimizer.state_dict()
         for key, value in arrays.items():
