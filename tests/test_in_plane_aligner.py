@@ -35,7 +35,7 @@ def particles(n=N, snr=0.5, preset="shifted", seed=0):
 def quiet_fit(X, n_classes=8, **params):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return InPlaneAligner(n_classes, **{"n_jobs": 1, "random_state": 0, "max_iter": 10, **params}).fit(X)
+        return InPlaneAligner(n_classes, **{"n_jobs": 1, "random_state": 0, "max_iter": 6, **params}).fit(X)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_turn_back_undoes_a_turn():
 def test_pipeline_with_statistical_manifold_learning(fitted):
     _, stack, truth = fitted
     steps = [
-        ("align", InPlaneAligner(8, max_iter=10, n_jobs=1, random_state=0)),
+        ("align", InPlaneAligner(8, max_iter=6, n_jobs=1, random_state=0)),
         ("sml", SMLClustering(12, n_components=10, random_state=0)),
     ]
     with warnings.catch_warnings():
@@ -379,10 +379,10 @@ class Stop(Interrupt):
         return self.left < 0
 
 
-@pytest.mark.parametrize("after", [2, 25])
+@pytest.mark.parametrize("after", [2, 15])
 def test_interrupted_fit_goes_on_to_the_same_result(fitted, tmp_path, after):
     reference, stack, _ = fitted
-    params = {"n_jobs": 1, "random_state": 0, "max_iter": 10, "checkpoint_dir": tmp_path}
+    params = {"n_jobs": 1, "random_state": 0, "max_iter": 6, "checkpoint_dir": tmp_path}
     assert reference.n_iter_ > after
     with pytest.raises(KeyboardInterrupt):
         InPlaneAligner(8, **params).set_callbacks(Interrupt(after)).fit(stack)
