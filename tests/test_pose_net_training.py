@@ -9,7 +9,9 @@ from skcryo.metrics import pose_error
 from skcryo.orientation import EquivariantPoseNet
 from skcryo.orientation._pose_net_architectures import ARCHITECTURES
 from skcryo.orientation._pose_net_common_lines import CommonLinesLoss, spread_penalty
+from skcryo.orientation._pose_net_half_turns import HalfTurns
 from skcryo.orientation._pose_net_lines import common_line_loss, line_bank, sample_pairs
+from skcryo.orientation._pose_net_training import mixed_precision
 from skcryo.projection import VolumeProjector
 from skcryo.rotations import random_rotations
 
@@ -112,3 +114,61 @@ def test_common_lines_alone_teach_something():
     assert estimator.score(stack) > -0.9
     assert pose_error(estimator.predict(stack), estimator.rotations_).median < 30
     assert truth.rotations.shape == estimator.rotations_.shape
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_half_turns_change_nothing_but_the_sign_of_columns(architecture):
+    random, sizes = np.random.default_rng(0), [4, 3, 3, 2]
+    network = HalfTurns(ARCHITECTURES[architecture](sizes), sizes)
+    weights = {name: torch.as_tensor(value) for name, value in network.initial_weights(random).items()}
+    n_inputs = 2 * sum(sizes) - sizes[0] + network.n_frame
+    x = torch.as_tensor(random.standard_normal((60, n_inputs)), dtype=torch.float32)
+    plain, expected_shifts = network.network(weights, x)
+    odds = network.odds(weights, x)
+    assert 5 < (odds > 0).sum() < 55
+    columns, shifts = network(weights, x)
+    signs = torch.where(odds > 0, -1.0, 1.0)[:, None, None]
+    torch.testing.assert_close(columns, signs * plain)
+    torch.testing.assert_close(shifts, expected_shifts)
+    # late in training it is hardly by lot; early it is
+    late = [network.drawn(weights | {"half_turn.1.bias": torch.tensor([s])}, x, 1.0, random)[0] for s in (50.0, -50.0)]
+    torch.testing.assert_close(late[0], -plain)
+    torch.testing.assert_close(late[1], plain)
+
+
+def test_odds_of_half_turns_are_learnt():
+    """Where turned poses are wanted of some images, whose coefficients are large, the branch learns which."""
+    random, sizes = np.random.default_rng(0), [2, 2, 2]
+    network = HalfTurns(ARCHITECTURES["o2-mlp"](sizes), sizes)
+    x = torch.as_tensor(random.standard_normal((200, 10)), dtype=torch.float32)
+    x *= torch.as_tensor(np.where(np.arange(200) < 100, 3.0, 0.3), dtype=torch.float32)[:, None]
+    start = {name: torch.as_tensor(value) for name, value in network.initial_weights(random).items()}
+    plain = network.network(start, x)[0]
+    wanted = torch.where(torch.arange(200)[:, None, None] < 100, -plain, plain)
+    weights = {name: value.requires_grad_(name.startswith("half_turn")) for name, value in start.items()}
+    optimizer = torch.optim.Adam([value for value in weights.values() if value.requires_grad], lr=0.03)
+    for step in range(120):
+        loss = (network.drawn(weights, x, step / 120, random)[0] - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    odds = network.odds(weights, x).detach()
+    assert (odds[:100] > 0).float().mean() > 0.95 and (odds[100:] < 0).float().mean() > 0.95
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_half_turns_in_a_fit():
+    stack, _ = make_particles(make_molecule(L, random_state=0), 100, snr=5.0, random_state=0)
+    options = {"half_turns": True, "max_shift": 0, "max_iter": 20, "n_jobs": 1, "device": "cpu", "random_state": 0}
+    fitted = EquivariantPoseNet(training="common-lines", refine=False, **options).fit(stack)
+    assert "half_turn.0" in fitted.weights_ and fitted.predict(stack[:3]).shape == (3, 3, 3)
+    with pytest.raises(ValueError, match="half_turns=True is for training='common-lines'"):
+        EquivariantPoseNet(**options).fit(stack)
+
+
+def test_products_are_short_on_a_gpu_alone():
+    with mixed_precision(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    if torch.cuda.is_available():
+        with mixed_precision(torch.device("cuda")):
+            assert (torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")).dtype == torch.bfloat16

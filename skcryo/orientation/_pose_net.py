@@ -39,6 +39,7 @@ from ._pose_net_checkpoint import FitSaver
 from ._pose_net_common_lines import LINE_BATCH, LineTraining
 from ._pose_net_context import FittedContext
 from ._pose_net_file import SavedPoseNet
+from ._pose_net_half_turns import HalfTurns
 from ._pose_net_inputs import SteerableInputs
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_predictor import PosePredictor
@@ -93,6 +94,9 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         all wrong.
     line_loss : {"squared", "product"}, default="squared"
         Of common lines: equation 18, or 17.
+    half_turns : bool, default=False
+        With ``training="common-lines"``: whether the network says how likely each pose is half a turn in the plane off,
+        and one of the two is drawn by lot in training (section 4 of the paper). It does harm.
     init : estimator, array-like of shape (n_images, 3, 3) or None, default=None
         Where the poses that are refined come from. None: :class:`~skcryo.orientation.VectorDiffusionMaps` for 500 or
         more centred images (`max_shift` is 0) without CTF, unless it says that its poses may be wrong, or a search
@@ -193,6 +197,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         "architecture": [StrOptions(set(ARCHITECTURES))],
         "training": [StrOptions({"reprojections", "common-lines"})],
         "line_loss": [StrOptions({"squared", "product"})],
+        "half_turns": ["boolean"],
         "init": [HasMethods(["fit"]), "array-like", None],
         "max_shift": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
@@ -211,6 +216,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         architecture="o2-mlp",
         training="reprojections",
         line_loss="squared",
+        half_turns=False,
         init=None,
         max_shift="auto",
         mask_radius="auto",
@@ -225,6 +231,7 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         self.architecture = architecture
         self.training = training
         self.line_loss = line_loss
+        self.half_turns = half_turns
         self.init = init
         self.max_shift = max_shift
         self.mask_radius = mask_radius
@@ -270,11 +277,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         """
         import_torch("EquivariantPoseNet")
         resolve_device(self.device, caller="EquivariantPoseNet")
-        if ARCHITECTURES[self.architecture].sees_others and self.training == "reprojections":
-            raise ValueError(
-                f"architecture={self.architecture!r} sees other images, which are not there with "
-                "training='reprojections'; training='common-lines' is wanted"
-            )
+        if self.training == "reprojections":
+            self._check_reprojections()
         stack = validate_lazy(self, X, ensure_min_samples=2)
         for _ in iter_finite_chunks(stack):
             pass
@@ -432,6 +436,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
 
     def _new_predictor(self, inputs, seed, shift_range, shift_unit):
         network = ARCHITECTURES[self.architecture](inputs.sizes)
+        if self.half_turns:
+            network = HalfTurns(network, inputs.sizes)
         weights = network.initial_weights(np.random.default_rng([seed, 4]))
         self._predictor = PosePredictor(
             self.architecture, weights, inputs, shift_range, shift_unit, expectations=self.training == "reprojections"
@@ -462,6 +468,11 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         return self.fit(X, y, ctf=ctf).rotations_
 
     # ------------------------------------------------------------------------------------------- arguments
+    def _check_reprojections(self):
+        name = "half_turns=True" if self.half_turns else f"architecture={self.architecture!r}"
+        if self.half_turns or ARCHITECTURES[self.architecture].sees_others:
+            raise ValueError(f"{name} is for training='common-lines'; training is 'reprojections'")
+
     def _threads(self):
         return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
 

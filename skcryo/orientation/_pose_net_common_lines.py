@@ -3,9 +3,10 @@
 import numpy as np
 
 from .._torch import import_torch
+from ._pose_net_half_turns import HalfTurns
 from ._pose_net_layers import nearest_frames
 from ._pose_net_lines import LEAST_SINE, common_line_loss, sample_pairs
-from ._pose_net_training import PoseTraining, evaluate_network
+from ._pose_net_training import PoseTraining, evaluate_network, mixed_precision
 
 __all__ = ["LINE_BATCH", "CommonLinesLoss", "LineTraining", "spread_penalty"]
 
@@ -27,9 +28,10 @@ class CommonLinesLoss:
     views less than 9 degrees apart do not count, as their line is not definite. Rings are added one by one, lowest
     first. A penalty keeps views apart (section 3.3).
 
-    Tried and left: the half turns of the paper (section 4), drawn by lot with odds that the network says. While they
-    are drawn evenly, half of all pairs are compared with one line reversed, and what agrees best then is a map of views
-    with folds, which does not mend afterwards (correlations .2 to .6 instead of .8 to .9).
+    The half turns of the paper (section 4), drawn by lot with odds that the network says, are for a network of
+    :class:`skcryo.orientation._pose_net_half_turns.HalfTurns`. They do harm: while they are drawn evenly, half of all
+    pairs are compared with one line reversed, and what agrees best then is a map of views with folds, which does not
+    mend afterwards (correlations .2 to .6 instead of .8 to .9).
 
     Parameters
     ----------
@@ -67,8 +69,12 @@ class CommonLinesLoss:
         """
         torch, n = self.torch, len(self.coefficients)
         rows = torch.as_tensor(random.choice(n, min(size, n), replace=False), device=self.device)
-        columns, _ = self.network(weights, self.coefficients[rows])
-        rotations = nearest_frames(columns)
+        with mixed_precision(self.device):
+            if isinstance(self.network, HalfTurns):
+                columns, _ = self.network.drawn(weights, self.coefficients[rows], step / self.n_steps, random)
+            else:
+                columns, _ = self.network(weights, self.coefficients[rows])
+        rotations = nearest_frames(columns.float())
         pairs = torch.as_tensor(sample_pairs(len(rows), _PARTNERS, random), device=self.device)
         return self._pair_loss(rotations, rows, pairs, step) + spread_penalty(rotations[:, :, 2])
 

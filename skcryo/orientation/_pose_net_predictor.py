@@ -10,6 +10,7 @@ from ..reconstruction._accumulator import FourierAccumulator
 from ..reconstruction._likeness import likeness, likeness_score
 from ..rotations import geodesic_distance, random_rotations, so3_grid
 from ._pose_net_architectures import ARCHITECTURES
+from ._pose_net_half_turns import HalfTurns
 from ._pose_net_lines import common_line_loss, line_bank, sample_pairs
 from ._pose_net_reprojections import Reprojections
 from ._pose_net_training import evaluate_network
@@ -68,6 +69,8 @@ class PosePredictor:
         network.oversampling = _OVERSAMPLING
         if self.context is not None:
             network.groups = self.context.groups
+        if "half_turn.0" in self.weights:
+            network = HalfTurns(network, self.inputs.sizes)
         device = resolve_device(device, caller="EquivariantPoseNet")
         moved, shifts = images, 0.0
         for last in (self.shift_range < _FAR_SHIFT or not self.expectations, True):

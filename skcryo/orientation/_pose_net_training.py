@@ -7,7 +7,7 @@ import numpy as np
 from .._torch import import_torch, to_numpy
 from ._pose_net_layers import nearest_frames
 
-__all__ = ["BATCH", "PoseTraining", "ReprojectionLoss", "evaluate_network"]
+__all__ = ["BATCH", "PoseTraining", "ReprojectionLoss", "evaluate_network", "mixed_precision"]
 
 _LEARNING_RATE, _WARM_UP = 1e-2, 50
 BATCH = 128  # images of a step
@@ -25,6 +25,13 @@ def _one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def mixed_precision(device):
+    """Products in bfloat16 on a GPU, within a ``with`` block; weights stay float32, and the CPU does all so."""
+    torch = import_torch("EquivariantPoseNet")
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")
 
 
 class PoseTraining:
@@ -128,7 +135,9 @@ class ReprojectionLoss:
         coefficients, rotations, shifts = (
             torch.as_tensor(np.asarray(part, dtype=np.float32), device=self.device) for part in self.draw(size, random)
         )
-        columns, moved = self.network(weights, coefficients)
+        with mixed_precision(self.device):
+            columns, moved = self.network(weights, coefficients)
+        columns, moved = columns.float(), moved.float()
         loss = (columns - rotations[:, :, :2]).square().sum(dim=(1, 2)).mean()
         return loss + (moved - shifts / self.shift_scale).square().sum(dim=1).mean()
 
