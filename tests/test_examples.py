@@ -41,6 +41,7 @@ def test_every_script_is_tested():
         "grid_search.py",
         "plot_ab_initio.py",
         "plot_common_lines_max_cut.py",
+        "plot_cryodrgn.py",
         "plot_equivariance.py",
         "plot_in_plane_aligner.py",
         "plot_lud_rotations.py",
@@ -92,6 +93,15 @@ def test_plot_pose_net(tmp_path, capsys):
     steps = np.mod(np.diff(euler[:, 2]) + 180, 360) - 180
     assert np.abs(np.abs(steps) - 30).max() < 3
     assert "converged\n" in capsys.readouterr().out
+
+
+def test_plot_cryodrgn(tmp_path):
+    pytest.importorskip("torch", reason="CryoDRGN needs the extra skcryo[torch]")
+    similarity, area = runpy.run_path(str(EXAMPLES / "plot_cryodrgn.py"))["main"](tmp_path)
+    names = ["latents.png", "particles.mrcs", "particles.star", *(f"volume{k}.mrc" for k in (1, 2, 3)), "volume2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    # by chance 0.1
+    assert similarity > 0.4 and area > 0.7
 
 
 def test_plot_equivariance(tmp_path):

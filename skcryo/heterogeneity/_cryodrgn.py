@@ -388,7 +388,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         def decode(z):
             return decoder.volumes(z, band, 2 * (int(band) + 2), device, dtype)
 
-        mixture = LatentMixture.from_latents(latents, decode, _N_CENTRES, band, _CONTRAST_STD, seed)
+        noise = training.residual_power(latents, images.n_points(band))
+        mixture = LatentMixture.from_latents(latents, decode, _N_CENTRES, band, _CONTRAST_STD, seed, noise)
         latents = mixture.posterior(images, self.rotations_, self.shifts_, base)
         centre, matrix = latents.standardise()
         mixture.move(centre, matrix)

@@ -78,14 +78,22 @@ class LatentMixture:
     spread : ndarray of shape (z_dim, z_dim)
         Columns whose products are the covariance of each component.
     shares : ndarray of shape (K,)
+    volumes : ndarray of shape (K, 1 + z_dim, box, box, box)
+        At the centre, and slopes along `spread`.
+    band : float
+        Cycles per box.
+    contrast_std : float
+    noise : ndarray of shape (n_rings,), default=None
+        Power of what no volume explains, by ring; None: 1.
     """
 
-    def __init__(self, centres, spread, shares, volumes, band, contrast_std):
+    def __init__(self, centres, spread, shares, volumes, band, contrast_std, noise=None):
+        self.noise = np.ones(int(np.ceil(band)) + 2) if noise is None else noise
         self.centres, self.spread, self.shares = centres, spread, shares
         self.volumes, self.band, self.contrast_std = volumes, band, contrast_std
 
     @classmethod
-    def from_latents(cls, latents, decode, n_centres, band, contrast_std, seed):
+    def from_latents(cls, latents, decode, n_centres, band, contrast_std, seed, noise=None):
         """Components where the coordinates of images are.
 
         Parameters
@@ -100,6 +108,8 @@ class LatentMixture:
         contrast_std : float
             What contrasts may be off by.
         seed : int
+        noise : ndarray of shape (n_rings,), default=None
+            As of the class.
 
         Returns
         -------
@@ -122,7 +132,7 @@ class LatentMixture:
             ends = decode(np.concatenate([centre + spread.T, centre - spread.T, centre[None]]))
             slopes = 0.5 * (ends[:z_dim] - ends[z_dim : 2 * z_dim])
             volumes.append(np.concatenate([ends[-1:], slopes]))
-        return cls(centres, spread, shares / shares.sum(), np.stack(volumes), band, contrast_std)
+        return cls(centres, spread, shares / shares.sum(), np.stack(volumes), band, contrast_std, noise)
 
     def nearest(self, z):
         """Component whose centre is nearest to each of some coordinates (n, z_dim), ndarray of int."""
@@ -153,11 +163,16 @@ class LatentMixture:
         n, (K, z_dim) = len(images), self.centres.shape
         projectors = [[VolumeProjector(volume) for volume in volumes] for volumes in self.volumes]
         log_share = np.log(self.shares)
+        n_points = images.n_points(self.band)
+        factors = 1 / np.sqrt(np.interp(images.radii, np.arange(len(self.noise)), self.noise))
+        log_noise = -2 * np.log(factors[:n_points]).sum()
         out = Latents(np.zeros((n, z_dim)), np.zeros((n, z_dim, z_dim)), np.array(contrast), np.zeros(n))
         for start in range(0, n, _CHUNK):
             where = slice(start, min(start + _CHUNK, n))
+            part = images.take(where)
             rows = np.arange(where.start, where.stop)
-            data = _Data(images.take(where), rotations[where], shifts[where], contrast[where], self.band)
+            no_particle = np.square(np.abs(part.values[:, :n_points])).sum(axis=1, dtype=np.float64)
+            data = _Data(part.rescaled(factors), rotations[where], shifts[where], contrast[where], self.band)
             at_centre = np.stack([_moments(data, slice(None), group[:1], self.contrast_std)[2] for group in projectors])
             chosen = np.argsort(-(at_centre + log_share[:, None]), axis=0, kind="stable")[:_LOCAL].T
             mean = np.zeros((len(rows), K, 1 + z_dim))
@@ -179,7 +194,7 @@ class LatentMixture:
             local = self.spread @ covariance[:, :, 1:, 1:] @ self.spread.T + away[..., None] * away[..., None, :]
             out.covariance[where] = (weights[..., None, None] * local).sum(axis=1)
             out.contrast[where] *= (weights * mean[:, :, 0]).sum(axis=1)
-            out.log_likelihood[where] = (best + np.log(total))[:, 0] + data.power
+            out.log_likelihood[where] = (best + np.log(total))[:, 0] + no_particle - log_noise
         return out
 
 

@@ -129,9 +129,6 @@ class DecoderTraining:
         columns = np.arange(n_points)
         if self.network.n_points is not None and n_points > self.network.n_points:
             columns = np.sort(random.choice(n_points, self.network.n_points, replace=False))
-        filters = self.images.filters
-        filters = filters[:, columns] if len(filters) == 1 else filters[rows[:, None], columns]
-        filters = self._put(filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32))
         wanted, divergence = self._centred(rows, columns), 0.0
         if self.encoder is None:
             z = self._put(latents.draw(rows, random))
@@ -141,9 +138,7 @@ class DecoderTraining:
             noise = self._put(random.standard_normal(mean.shape))
             z = mean + noise * (log_variance / 2).exp()
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
-        where = self._put(self.points[columns] @ self.axes[rows].swapaxes(1, 2))
-        found = self.network(self._weights, where, z, self.dtype) * filters[..., None]
-        loss = (found - wanted).square().mean()
+        loss = (self._model(rows, columns, z, latents) - wanted).square().mean()
         # Squared residuals are minus the log-likelihood: the noise of a complex number has variance 1.
         total = loss + divergence / (2 * n_points * len(rows))
         falling = (1 + np.cos(np.pi * min(fraction, 1.0))) / 2 if self.network.decay else 1.0
@@ -154,6 +149,43 @@ class DecoderTraining:
         self.optimizer.step()
         self.step += 1
         self.losses.append(loss.item())
+
+    def residual_power(self, latents, n_points, n_images=500):
+        """What the network leaves of images at their coordinates, by ring.
+
+        Parameters
+        ----------
+        latents : Latents
+        n_points : int
+            How many points of each image, from the first.
+        n_images : int, default=500
+            At most, evenly chosen.
+
+        Returns
+        -------
+        ndarray of shape (n_rings,), float64
+            Mean power in present units: 1 where only noise is left; never below. Ring 0 repeats ring 1.
+        """
+        rings, columns = self.images.rings[:n_points], np.arange(n_points)
+        chosen = np.unique(np.linspace(0, len(self.images) - 1, n_images).astype(int))
+        power = np.zeros(n_points)
+        with self.torch.inference_mode(), one_thread():
+            for start in range(0, len(chosen), 16):
+                rows = chosen[start : start + 16]
+                left = self._model(rows, columns, self._put(latents.mean[rows]), latents) - self._centred(rows, columns)
+                power += to_numpy(left.square().sum(dim=(0, 2)))
+        counts = np.maximum(np.bincount(rings), 1)
+        power = np.bincount(rings, power) / (counts * len(chosen))
+        power[0] = power[1]
+        return np.maximum(power, 1.0)
+
+    def _model(self, rows, columns, z, latents):
+        """What the network says of images at points, as pairs of real numbers."""
+        filters = self.images.filters
+        filters = filters[:, columns] if len(filters) == 1 else filters[rows[:, None], columns]
+        filters = self._put(filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32))
+        where = self._put(self.points[columns] @ self.axes[rows].swapaxes(1, 2))
+        return self.network(self._weights, where, z, self.dtype) * filters[..., None]
 
     def _put(self, array):
         return self.torch.as_tensor(array, dtype=self.torch.float32, device=self.device)

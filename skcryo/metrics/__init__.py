@@ -9,6 +9,7 @@ from ._classes import (
     partition_precision,
     view_coherence,
 )
+from ._latents import neighborhood_similarity, per_image_fsc
 from ._poses import common_line_detection_rate, pose_correlation, pose_error
 from ._scorers import make_pose_scorer, make_view_coherence_scorer
 from ._volumes import fsc, fsc_area, fsc_resolution
@@ -24,8 +25,10 @@ __all__ = [
     "fsc_resolution",
     "make_pose_scorer",
     "make_view_coherence_scorer",
+    "neighborhood_similarity",
     "occupancy_entropy",
     "partition_precision",
+    "per_image_fsc",
     "pose_correlation",
     "pose_error",
     "view_coherence",
