@@ -8,6 +8,7 @@ never before.
 from ._angular_coverage import AngularCoverageDisplay
 from ._class_averages import ClassAveragesDisplay
 from ._fsc import FSCDisplay
+from ._latent_map import LatentMapDisplay
 from ._volume_slices import VolumeDisplay
 from ._weight_matrix import WeightMatrixDisplay
 
@@ -15,6 +16,7 @@ __all__ = [
     "AngularCoverageDisplay",
     "ClassAveragesDisplay",
     "FSCDisplay",
+    "LatentMapDisplay",
     "VolumeDisplay",
     "WeightMatrixDisplay",
 ]
