@@ -85,7 +85,6 @@ class MLP:
     """
 
     sees_others, n_frame = False, 0
-    line_rate = 1e-3
     _n_layers = 6
 
     def __init__(self, sizes, n_channels=512):
@@ -126,7 +125,6 @@ class MLPAttention(GraphNetwork):
     """
 
     n_frame = 0
-    line_rate = 1e-3
     _n_layers, _n_heads = 4, 4
 
     def __init__(self, sizes, n_channels=128):

@@ -11,7 +11,7 @@ from ._pose_net_training import PoseTraining, evaluate_network, mixed_precision
 __all__ = ["LINE_BATCH", "CommonLinesLoss", "LineTraining", "spread_penalty"]
 
 LINE_BATCH = 256  # images of a step
-_LEARNING_RATE = 3e-3  # of networks that do not name another one, `line_rate`
+_LEARNING_RATE = 3e-3
 _TRIAL_STEPS, _TRIAL_SHARE = 120, 0.6  # of each trial; of all steps for all trials, at most
 _N_JUDGED = 1024  # images
 
@@ -183,7 +183,7 @@ class LineTraining:
         self.loss.n_steps = steps
         self._stage = PoseTraining(
             self._best if last else self._first_weights(k), self.loss, steps, self.seed + k, self.device,
-            learning_rate=getattr(self.network, "line_rate", _LEARNING_RATE), batch=LINE_BATCH,
+            learning_rate=_LEARNING_RATE, batch=LINE_BATCH,
         )  # fmt: skip
 
     @property
