@@ -48,7 +48,7 @@ def test_poses_of_an_estimator_are_refined(particles):
     before, after = (np.median(pose_error(found, truth).errors) for found in (start, estimator.rotations_))
     assert before > 4 and after < 0.5 * before
     assert isinstance(estimator.pose_estimator_, Jittered)
-    new = estimator.latent_posterior(stack[:50])
+    new = estimator.predict_poses(stack[:50])
     assert np.median(pose_error(new.rotations, truth[:50]).errors) < 0.6 * before
     fixed = CryoDRGN(0, poses=Jittered(start), refine_poses=False, **(OPTIONS | {"max_iter": 3})).fit(stack)
     assert np.array_equal(fixed.rotations_, start)

@@ -39,6 +39,7 @@ from ._drgn_paper import HartleyDecoder, ImageEncoder
 from ._drgn_poses import find_poses, frames, refine_against, resolve_poses
 from ._drgn_start import Contrasts, first_latents, particle_radius
 from ._drgn_training import DecoderTraining, product_dtype
+from ._drgn_verdict import told_by_heart, told_collapse
 from ._drgn_volumes import VolumeDecoder
 
 __all__ = ["CryoDRGN"]
@@ -50,8 +51,7 @@ _BETWEEN = 50
 _N_CENTRES = 20
 _BAND = 16.0  # cycles per box that latents are inferred from
 _CONTRAST_STD = 0.05
-_COLLAPSED = 0.2
-_KEPT_OUT, _BY_HEART = 0.1, 0.5  # of the images for the encoder, and of what its coordinates explain of them
+_KEPT_OUT = 0.1  # of the images, from training with an encoder
 _ARCHITECTURES = {"residual": ResidualDecoder, "paper": HartleyDecoder}
 
 
@@ -279,7 +279,9 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                 latents, training = self._start(images, saver, device)
             self._train(training, latents, saver, progress)
         if self.z_dim and not progress.stopped:
-            problem = self._collapse() or (self._learnt_by_heart(training) if self._mode == "encoder" else None)
+            problem = told_collapse(self.embedding_)
+            if problem is None and self._mode == "encoder":
+                problem = told_by_heart(self._posterior, training, self.contrast_)
             if problem:
                 warnings.warn(f"CryoDRGN did not converge: {problem}", ConvergenceWarning, stacklevel=2)
         return self
@@ -401,32 +403,6 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         L = max(self.image_shape_[1], _SMALLEST_BOX)
         return VolumeDecoder(self._network, weights, self._units.gain, L, self._radius(L))
 
-    def _collapse(self):
-        reliability = np.linalg.eigvalsh(np.atleast_2d(np.cov(self.embedding_.T)))[-1]
-        if reliability < _COLLAPSED:
-            return (
-                "latent coordinates have collapsed. Those of different images differ by "
-                f"{reliability:.0%} of what they would if images told them exactly: there may be no heterogeneity, or "
-                "too much noise"
-            )
-        return None
-
-    def _learnt_by_heart(self, training):
-        """What coordinates explain of images trained on, and of those kept out."""
-        out = np.setdiff1d(np.arange(len(training.images)), training.rows)
-        gains = []
-        for rows in (training.rows[: max(len(out), 1)], out):
-            own = training.images.take(rows), self.rotations_[rows], self.shifts_[rows], self.contrast_[rows]
-            told, ignored = (self._posterior.posterior(*own, ignore=ignore).log_likelihood for ignore in (False, True))
-            gains.append(float(np.mean(told - ignored)) if len(rows) else 0.0)
-        if gains[0] > 0 and gains[1] < _BY_HEART * gains[0]:
-            return (
-                f"the encoder has learnt images by heart. Its coordinates raise the log-likelihood of an image by "
-                f"{gains[0]:.3g} if it was trained on, by {gains[1]:.3g} if it was kept out; inference='decoder' does "
-                "not suffer from it"
-            )
-        return None
-
     # ------------------------------------------------------------------------------------------- arguments
     def _threads(self):
         return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
@@ -487,6 +463,21 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
                 latents = self._posterior.posterior(images, *own, self._contrasts(images, *own))
             parts.append({"rotations": own[0], "shifts": own[1], **vars(latents)})
         return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def predict_poses(self, X, *, rotations=None, shifts=None, ctf=None):
+        """Poses of images, each image by itself, refined if those of `fit` were.
+
+        Parameters
+        ----------
+        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
+
+        Returns
+        -------
+        poses : Bunch
+            ``rotations`` (n, 3, 3), in the frame of the volumes, and ``shifts`` (n, 2) in pixels.
+        """
+        found = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf)
+        return Bunch(rotations=found.rotations, shifts=found.shifts)
 
     def transform(self, X, *, rotations=None, shifts=None, ctf=None):
         """Latent coordinates of images, each image by itself: means of their posteriors.
