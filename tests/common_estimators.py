@@ -14,7 +14,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 import skcryo
-from skcryo.cluster import NearestNeighborAverages, RotInvWassersteinKMeans, SMLClustering
+from skcryo.cluster import DeepClustering, NearestNeighborAverages, RotInvWassersteinKMeans, SMLClustering
 from skcryo.decomposition import SteerablePCA
 from skcryo.heterogeneity import CommonLinesMaxCut, CryoDRGN
 from skcryo.orientation import EquivariantPoseNet, LUDRotations, VectorDiffusionMaps
@@ -144,6 +144,11 @@ def public_estimators():
         Case(
             SMLClustering(2, alpha=1e3, n_components=None, random_state=0),
             variant=True,
+            grid={"n_clusters": [1, 2]},
+        ),
+        # One coarse class, which is divided; ``test_deep_clustering.py`` runs the checks with several.
+        Case(
+            DeepClustering(SMLClustering(alpha=1e4), n_clusters=2, min_class_size=2, random_state=0),
             grid={"n_clusters": [1, 2]},
         ),
     ]
