@@ -125,10 +125,11 @@ class DeepClustering(CallbackSupportMixin, StackTagsMixin, ClusterMixin, BaseEst
 
     Notes
     -----
-    Where all images are views of one molecule, all at once is better: of 2000 aligned images (32 px, CTFs) in 100
-    classes, as defaults are, the share of pairs in a class that are views within 15 degrees was, of two molecules, 0.30
-    and 0.20 all at once, 0.22 and 0.18 class by class (SNR 0.05; by chance 0.02). Held-out likelihood says the same
-    without the truth (:meth:`score`). Class by class is for looking into classes that are of interest by themselves.
+    Where all images are views of one molecule, all at once is better: of 2000 aligned images (32 px, CTFs, SNR 0.05) in
+    100 classes, both as defaults are, the share of pairs in a class that are views within 15 degrees was, of two
+    molecules, 0.30 and 0.20 all at once, 0.22 and 0.18 class by class (by chance 0.02). Held-out likelihood said the
+    same without the truth (:meth:`score`). The paper uses class by class to look for different structures within
+    selected classes, which has not been measured here.
 
     CTFs that `X` carries go to all fits.
 
