@@ -6,6 +6,7 @@ import pytest
 from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.fourier import rotate_images
+from skcryo.metrics import pose_correlation
 from skcryo.orientation import EquivariantPoseNet
 from skcryo.orientation._pose_net_architectures import ARCHITECTURES
 from skcryo.orientation._pose_net_common_lines import LineTraining
@@ -158,7 +159,7 @@ def test_fitted_images_are_what_new_ones_are_compared_with(particles):
     estimator = EquivariantPoseNet(
         architecture="o2-gnn", training="common-lines", max_shift=0, max_iter=5, n_jobs=1, device="cpu"
     )
-    fitted = estimator._fit_images(stack[:200])
+    fitted, estimator._start = estimator._fit_images(stack[:200]), None
     training = estimator._line_training(fitted, 0)
     training.run(5)
     predictor = estimator._predictor
@@ -209,3 +210,32 @@ def test_training_taken_up_again_ends_with_the_same_in_a_trial_and_after(monkeyp
         second.run(50)
         assert second.losses == whole.losses and second.trial_losses == whole.trial_losses
         assert all(np.array_equal(value, whole.weights[name]) for name, value in second.weights.items())
+
+
+def test_common_lines_alone_teach_a_network_of_messages():
+    stack, truth = make_particles(make_molecule(24, random_state=0), 600, snr=5.0, random_state=0)
+    estimator = EquivariantPoseNet(
+        architecture="o2-gnn", training="common-lines", max_shift=0, max_iter=150, n_jobs=1, device="cpu"
+    )
+    images, estimator._start = estimator._fit_images(stack), None
+    training = estimator._line_training(images, 0)
+    training.run(150)
+    estimator._predictor.weights = training.weights
+    found = estimator._predictor.by_network(images, "cpu")["rotations"]
+    # Of poses drawn by lot it would be .03.
+    assert pose_correlation(found, truth.rotations) > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", OTHERS)
+def test_saved_and_loaded_it_says_the_same_of_new_images(particles, name, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="models are saved with the extra skcryo[torch]")
+    monkeypatch.setattr("skcryo.orientation._pose_net._MAX_ROUNDS", 1)
+    stack, truth = particles
+    options = {"max_shift": 0, "max_iter": 5, "refine": False, "n_jobs": 1, "device": "cpu", "random_state": 0}
+    fitted = EquivariantPoseNet(architecture=name, training="common-lines", **options).fit(stack[:60])
+    fitted.save(tmp_path / "net.safetensors")
+    found = EquivariantPoseNet.load(tmp_path / "net.safetensors").predict_poses(stack[240:])
+    expected = fitted.predict_poses(stack[240:])
+    np.testing.assert_array_equal(found.rotations, expected.rotations)
+    np.testing.assert_array_equal(found.uncertainty, expected.uncertainty)

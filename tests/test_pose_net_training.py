@@ -172,3 +172,18 @@ def test_products_are_short_on_a_gpu_alone():
     if torch.cuda.is_available():
         with mixed_precision(torch.device("cuda")):
             assert (torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_common_lines_keep_poses_that_they_start_from():
+    stack, truth = make_particles(make_molecule(L, random_state=0), 300, snr=5.0, random_state=0)
+    estimator = EquivariantPoseNet(
+        training="common-lines", init=truth.rotations, max_shift=0, max_iter=150, n_jobs=1, device="cpu", random_state=0
+    )
+    images, estimator._start = estimator._fit_images(stack), (truth.rotations, np.zeros((300, 2)))
+    training = estimator._line_training(images, 0)
+    training.run(150)
+    assert training.n_trials == 0
+    estimator._predictor.weights = training.weights
+    found = estimator._predictor.by_network(images, "cpu")["rotations"]
+    assert pose_error(found, truth.rotations).median < 12

@@ -5,7 +5,6 @@ from ._checkpoint import load_checkpoint, save_checkpoint
 from ._mrc import load_volume, save_images, save_volume
 from ._particles import load_particles
 from ._table import StarTable, read_star
-from ._tensors import load_tensors, save_tensors
 from ._write import save_particles, write_star
 
 __all__ = [
@@ -13,13 +12,11 @@ __all__ = [
     "atomic_path",
     "load_checkpoint",
     "load_particles",
-    "load_tensors",
     "load_volume",
     "read_star",
     "save_checkpoint",
     "save_images",
     "save_particles",
-    "save_tensors",
     "save_volume",
     "write_star",
 ]

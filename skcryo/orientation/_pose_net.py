@@ -90,8 +90,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
     training : {"reprojections", "common-lines"}, default="reprojections"
         What the network learns from. "reprojections": projections of the volume, whose poses are known. "common-lines":
         the images alone, by how far they disagree along the common lines of the poses that the network predicts
-        (section 3 of the paper); then `init` plays no part, poses of the network are what is refined, and they may be
-        all wrong.
+        (section 3 of the paper); then poses of the network are what is refined. From scratch, without `init`, they may
+        be all wrong.
     line_loss : {"squared", "product"}, default="squared"
         Of common lines: equation 18, or 17.
     half_turns : bool, default=False
@@ -103,7 +103,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         finds more than 8 % of the images elsewhere; for all others
         :class:`~skcryo.reconstruction.AbInitioVolume`. An estimator with ``fit`` that has ``rotations_`` then, and
         maybe ``shifts_``, such as :class:`~skcryo.orientation.LUDRotations`: one that is fitted already, on as many
-        images, is taken to be fitted on these; otherwise a clone is fitted. Or rotations.
+        images, is taken to be fitted on these; otherwise a clone is fitted. Or rotations. With
+        ``training="common-lines"`` None is from scratch; otherwise the network learns these poses first.
     max_shift : float or "auto", default="auto"
         Largest shift in x and in y, in pixels. "auto": 0.055 L. 0: images are centred.
     mask_radius : float or "auto", default="auto"
@@ -291,7 +292,9 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
         seed = saver.seed
         with FitProgress(self, X, y, max_steps=None) as progress:
             with progress.step("first poses"):
-                problems = self._find_poses(stack, seed) if self.training == "reprojections" else []
+                self._start, problems = None, []
+                if self.training == "reprojections" or self.init is not None:
+                    problems = self._find_poses(stack, seed)
             images = self._fit_images(stack)
             if self.training == "common-lines":
                 self._train(self._line_training(images, seed), saver, progress)
@@ -428,7 +431,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
             predictor.context = FittedContext(seen, inputs.sizes, network.n_frame, LINE_BATCH, seed, self._threads())
             seen = predictor.context.fitted
         bank = line_bank(images, inputs.filters, np.zeros((len(images), 2)), _N_THETA, int(inputs.band))
-        return LineTraining(network, seen, bank, self.line_loss, self.max_iter, seed, device)
+        start = None if self._start is None else self._start[0]
+        return LineTraining(network, seen, bank, self.line_loss, self.max_iter, seed, device, start)
 
     def _new_inputs(self, images, power):
         band = min(_INPUT_BAND, float(images.radii[-1]))

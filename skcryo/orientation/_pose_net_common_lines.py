@@ -17,6 +17,7 @@ _N_JUDGED = 1024  # images
 
 _PARTNERS = 50  # the paper has 200; more hardly help, and time is theirs
 _FIRST_RING, _MARCH = 4.0, 0.6  # rings at the start; share of the steps after which all take part
+_LEARNING = 1 / 3  # share of the steps for poses to start from
 _PENALTY_WEIGHTS = (0.15, 0.3, 1.0)
 _TINY = 1e-6
 
@@ -44,12 +45,17 @@ class CommonLinesLoss:
     n_steps : int
         In all.
     device : torch.device
+    start : ndarray of shape (n_images, 3, 3), default=None
+        Poses that the network learns first, for a third of the steps; all rings take part afterwards.
     """
 
-    def __init__(self, network, coefficients, bank, kind, n_steps, device):
+    def __init__(self, network, coefficients, bank, kind, n_steps, device, start=None):
         self.torch = torch = import_torch("EquivariantPoseNet")
         self.network, self.kind, self.n_steps, self.device = network, kind, n_steps, device
         self.coefficients = torch.as_tensor(coefficients, device=device)
+        self.start = start
+        if start is not None:
+            self.start = torch.as_tensor(start[:, :, :2], dtype=self.coefficients.dtype, device=device)
         scale = np.sqrt(np.square(np.abs(bank)).mean(dtype=np.float64) * bank.shape[2])
         bank = np.ascontiguousarray(bank / max(scale, 1e-30), dtype=np.complex64)
         self.bank = torch.as_tensor(bank.view(np.float32).reshape(*bank.shape, 2), device=device)
@@ -74,6 +80,8 @@ class CommonLinesLoss:
                 columns, _ = self.network.drawn(weights, self.coefficients[rows], step / self.n_steps, random)
             else:
                 columns, _ = self.network(weights, self.coefficients[rows])
+        if self.start is not None and step < _LEARNING * self.n_steps:
+            return (columns.float() - self.start[rows]).square().sum(dim=(1, 2)).mean()
         rotations = nearest_frames(columns.float())
         pairs = torch.as_tensor(sample_pairs(len(rows), _PARTNERS, random), device=self.device)
         return self._pair_loss(rotations, rows, pairs, step) + spread_penalty(rotations[:, :, 2])
@@ -94,7 +102,8 @@ class CommonLinesLoss:
 
     def _ring_weights(self, step):
         n_rings = self.bank.shape[2]
-        band = _FIRST_RING + (n_rings - _FIRST_RING) * min(1, step / (_MARCH * self.n_steps))
+        marched = 1 if self.start is not None else min(1, step / (_MARCH * self.n_steps))
+        band = _FIRST_RING + (n_rings - _FIRST_RING) * marched
         rings = self.torch.arange(1, n_rings + 1, device=self.device, dtype=self.bank.dtype)
         return (band + 1 - rings).clamp(0, 1)
 
@@ -141,7 +150,8 @@ class LineTraining:
     common lines do not undo. The share of power along lines that two images do not have in common tells: of some
     thirty trials of 120 steps on 5000 images the two below 0.2 had correlations of .91 with the true poses, the others
     .58 to .86. The loss of training tells less, as it is lower too for views that are drawn together where images are
-    faint. Six tenths of the steps are for trials of 120 steps; if there are fewer than 200 in all, there is no trial.
+    faint. Six tenths of the steps are for trials of 120 steps; if there are fewer than 200 in all, or poses to start
+    from, there is no trial.
 
     Parameters
     ----------
@@ -155,6 +165,8 @@ class LineTraining:
         In all, those of trials too.
     seed : int
     device : torch.device
+    start : ndarray of shape (n_images, 3, 3), default=None
+        Poses to start from.
 
     Attributes
     ----------
@@ -164,10 +176,10 @@ class LineTraining:
         Of trials that are done, :func:`skcryo.orientation._pose_net_lines.common_line_loss` of some of the images.
     """
 
-    def __init__(self, network, seen, bank, kind, n_steps, seed, device):
+    def __init__(self, network, seen, bank, kind, n_steps, seed, device, start=None):
         self.network, self.n_steps, self.seed, self.device = network, n_steps, seed, device
-        self.loss = CommonLinesLoss(network, seen, bank, kind, n_steps, device)
-        self.n_trials = int(_TRIAL_SHARE * n_steps) // _TRIAL_STEPS
+        self.loss = CommonLinesLoss(network, seen, bank, kind, n_steps, device, start)
+        self.n_trials = int(_TRIAL_SHARE * n_steps) // _TRIAL_STEPS if start is None else 0
         rows = np.random.default_rng([seed, 6]).permutation(len(seen))[:_N_JUDGED]
         self._judged = seen[rows], bank[rows]
         self.trial_losses, self._before, self._best = [], [], self._first_weights(0)

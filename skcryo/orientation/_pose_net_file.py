@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ..io import load_tensors, save_tensors
+from ..io._tensors import load_tensors, save_tensors
 from ._pose_net_context import FittedContext
 from ._pose_net_inputs import SteerableInputs
 from ._pose_net_predictor import PosePredictor
