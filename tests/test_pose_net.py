@@ -227,7 +227,8 @@ def test_untrained_network_is_equivariant():
     sizes = [4, 4, 3, 3, 2, 2, 1]
     network, random = O2MLP(sizes), np.random.default_rng(0)
     weights = {name: torch.as_tensor(array) for name, array in network.initial_weights(random).items()}
-    x = torch.randn(50, 2 * sum(sizes) - sizes[0])
+    network.oversampling = 4  # as where poses are predicted
+    x = torch.as_tensor(random.standard_normal((500, 2 * sum(sizes) - sizes[0])), dtype=torch.float32)
     frequency = np.concatenate([[n] * size * (1 + (n > 0)) for n, size in enumerate(sizes)])
     turned = x.clone()
     for n in range(1, 7):
@@ -238,8 +239,8 @@ def test_untrained_network_is_equivariant():
         columns, shifts = network(weights, x)
         columns_turned, shifts_turned = network(weights, turned)
     rotation = torch.as_tensor(in_plane_rotation(-0.4)[:2, :2], dtype=torch.float32)
-    assert (columns_turned - columns @ rotation).abs().max() < 0.02 * columns.abs().max()
-    assert (shifts_turned - shifts @ rotation).abs().max() < 0.02 * shifts.abs().max()
+    assert (columns_turned - columns @ rotation).abs().max() < 0.01 * columns.abs().max()
+    assert (shifts_turned - shifts @ rotation).abs().max() < 0.01 * shifts.abs().max()
 
 
 def test_common_lines_of_clean_images_agree_at_the_right_poses_alone():

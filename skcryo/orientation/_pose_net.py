@@ -46,6 +46,7 @@ from ._pose_net_predictor import PosePredictor
 from ._pose_net_reprojections import Reprojections
 from ._pose_net_start import fitted_quietly
 from ._pose_net_training import BATCH, PoseTraining, ReprojectionLoss
+from ._pose_net_verdict import is_ambiguous, pose_problems
 from ._pose_refinement import PoseRefinement
 from ._vector_diffusion_maps import VectorDiffusionMaps
 
@@ -53,7 +54,6 @@ __all__ = ["EquivariantPoseNet"]
 
 _SMALLEST_BOX = 16  # smaller ones have no functions of angular frequency 1
 _MAX_ROUNDS, _SETTLED = 24, {"tol": 0.02, "least": 0.03}
-_STILL = 0.2  # degrees in the last round: poses that move by less are what they are
 _LEAST_FOR_NEIGHBORS = 500  # images; of fewer the nearest are far apart
 # Share of images lost, by the first search, where their start is to be another one: with right starts it is up to 0.03
 # at low signal, with wrong ones 0.12 and more.
@@ -66,8 +66,6 @@ _SHIFT_UNIT = 2.0  # pixels, or the largest shift: smaller ones must not outweig
 _STEPS_BETWEEN = 50
 _LEVEL = 0.9
 _PARTNERS, _N_THETA = 50, 180
-_LOST = 20.0  # degrees
-_MOST_LOST, _LEAST_AGREEMENT, _SYMMETRIC = 0.1, 0.6, 0.93
 _CENTRED = 0.2  # of the largest shift: what is left of it after images were seen once
 
 
@@ -316,24 +314,8 @@ class EquivariantPoseNet(SavedPoseNet, CallbackSupportMixin, StackTagsMixin, Bas
             resemblance = self._predictor.resemblance(refinement.images, seed, self._threads())
             self.validation_error_ = float(np.median(errors))
             self.line_agreement_ = self._predictor.line_agreement(refinement, _N_THETA, _PARTNERS)
-        if not refinement.settled and not refinement.change < _STILL:
-            problems.append(f"poses still moved by {refinement.change:.2g} degrees in round {refinement.round}")
-        self.ambiguous_, lost = resemblance > _SYMMETRIC, float((errors > _LOST).mean())
-        if self.ambiguous_:
-            problems.append(
-                "poses are ambiguous, the particle being symmetric or nearly so: projections of the volume fit poses "
-                f"far from their own, which explain {resemblance:.0%} of their power"
-            )
-        elif lost > _MOST_LOST:
-            problems.append(
-                f"{lost:.0%} of noisy projections of the volume get poses wrong by more than {_LOST:.0f} degrees: the "
-                "noise is too strong, or the network not trained for long enough (max_iter)"
-            )
-        if self.line_agreement_ < _LEAST_AGREEMENT:
-            problems.append(
-                f"common lines of the images agree {self.line_agreement_:.0%} as well as those of projections of the "
-                "volume would: it may be wrong"
-            )
+        self.ambiguous_ = is_ambiguous(resemblance)
+        problems += pose_problems(refinement, errors, resemblance, self.line_agreement_)
         self.converged_ = not problems
         if problems and not progress.stopped:
             warnings.warn(
