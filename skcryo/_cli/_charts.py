@@ -62,6 +62,30 @@ def bar_chart(counts, numbers):
     )
 
 
+def occupancy_chart(counts):
+    """Return sizes of classes in ascending order as SVG, and a dashed line where equal classes would be."""
+    width, height, left, bottom, top = 900, 220, 60, 24, 12
+    counts = np.sort(np.asarray(counts))
+    step, largest = (width - left - 10) / len(counts), max(int(counts[-1]), 1)
+
+    def y(count):
+        return top + (height - bottom - top) * (1 - count / largest)
+
+    points = " ".join(
+        f"{left + place * step:.1f},{y(count):.1f} {left + (place + 1) * step:.1f},{y(count):.1f}"
+        for place, count in enumerate(counts)
+    )
+    mean = y(counts.mean())
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Sizes of classes">'
+        f'<text x="{left - 6}" y="{top + 6}" text-anchor="end">{largest}</text>'
+        f'<text x="{left - 6}" y="{height - bottom}" text-anchor="end">0</text>'
+        f'<text x="{(left + width) / 2:.0f}" y="{height - 4}" text-anchor="middle">classes, the smallest first</text>'
+        f'<line x1="{left}" x2="{width - 10}" y1="{mean:.1f}" y2="{mean:.1f}" stroke="#999" stroke-dasharray="5 4"/>'
+        f'<polyline points="{points}" fill="none" stroke="{COLOURS[0]}" stroke-width="2"/></svg>'
+    )
+
+
 def line_chart(values, what):
     """Return a value against iteration, from 1, as SVG."""
     width, height, left, bottom, top = 900, 200, 90, 24, 12

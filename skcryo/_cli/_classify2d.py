@@ -1,13 +1,12 @@
 """``skcryo classify2d``: particles in; class averages, a STAR file, a montage and a report out."""
 
-import shlex
-
 import numpy as np
 
 from ._charts import bar_chart, line_chart
+from ._classes import classes_star, draw_montage, next_steps
+from ._classify2d_sml import find_classes, write_classes
 from ._common import CommandError
 from ._images import prepare_once, warn_of_dark_particles
-from ._pictures import picture
 from ._progress import ProgressReporter
 from ._report import averages_grid, heading, paragraph
 from ._run import Run
@@ -15,6 +14,11 @@ from ._run_folder import write_text
 from ._settings import Settings, key_length, told_length
 
 OUTPUTS = ("particles.star", "class_averages.mrcs", "classes.star", "montage.png", "report.html", "run.json")
+_METHODS = {
+    "kmeans": "rotation-invariant k-means",
+    "sml": "alignment, then statistical manifold learning",
+    "ml": "alignment, then maximum likelihood (independent class means)",
+}
 
 
 class Classify2DSettings(Settings):
@@ -24,8 +28,11 @@ class Classify2DSettings(Settings):
     worked = "classified"
 
     def __init__(self, args, stack):
-        from ..cluster import RotInvWassersteinKMeans
+        from ..cluster import RotInvWassersteinKMeans, SMLClustering
 
+        self.method = args.method or "kmeans"
+        self.by_model = self.method != "kmeans"
+        self._check_method(args)
         default = RotInvWassersteinKMeans()
         self.n_classes = 50 if args.classes is None else args.classes
         if self.n_classes > len(stack):
@@ -37,16 +44,41 @@ class Classify2DSettings(Settings):
         self.max_shift = self._max_shift(args.max_shift)
         self.metric = args.metric or default.metric
         self.n_angles = args.n_angles or default.n_angles
-        self.max_iter = args.max_iter or default.max_iter
+        self.max_iter = args.max_iter or (SMLClustering() if self.by_model else default).max_iter
+        self.align = not args.no_align
+        self.manifold = (args.manifold or "sphere") if self.method == "sml" else "none"
+        if self.method == "sml":
+            self.outputs = (*OUTPUTS[:4], "latent_map.png", *OUTPUTS[4:])
         if self.use_ctf or stack.metadata is None:
             self._want_pixel_size()
 
+    def _check_method(self, args):
+        """Refuse options that belong to another method."""
+        wrong = {
+            "--metric": self.by_model and args.metric is not None,
+            "--n-angles": self.by_model and args.n_angles is not None,
+            "--no-align": not self.by_model and args.no_align,
+            "--manifold": self.method != "sml" and args.manifold is not None,
+        }
+        for option, is_wrong in wrong.items():
+            if is_wrong:
+                raise CommandError(f"{option} has no meaning with --method {self.method}")
+        if args.no_align and args.max_shift is not None:
+            raise CommandError("--max-shift has no meaning beside --no-align: no shifts are searched")
+
     def rows(self):
+        """Return names and values for the report."""
+        auto = "7 % of the box" if self.by_model else "5 % of the box in x and in y"
+        own = [("metric", self.metric), ("in-plane angles", self.n_angles)]
+        if self.by_model:
+            own = [("manifold", self.manifold)] if self.method == "sml" else []
+        own.append(("largest shift", told_length(self.max_shift, auto)))
+        if not self.align:
+            own[-1] = ("alignment", "psi and origins of the input, where it has them")
         return [
             ("classes", self.n_classes),
-            ("metric", self.metric),
-            ("in-plane angles", self.n_angles),
-            ("largest shift", told_length(self.max_shift, "5 % of the box in x and in y")),
+            ("method", _METHODS[self.method]),
+            *own,
             *super().rows(),
             ("noise", "made white for the comparison of images; averages are of the images before that"),
             ("CTF", "used" if self.use_ctf else "not used"),
@@ -54,10 +86,14 @@ class Classify2DSettings(Settings):
         ]
 
     def key(self):
+        """Return what decides the result, JSON-ready, but for the input."""
+        own = {"--metric": self.metric, "--n-angles": self.n_angles}
+        if self.by_model:
+            own = {"--manifold": self.manifold, "--no-align": not self.align}
         return super().key() | {
             "--classes": self.n_classes,
-            "--metric": self.metric,
-            "--n-angles": self.n_angles,
+            "--method": self.method,
+            **own,
             "--max-shift": key_length(self.max_shift),
             "--max-iter": self.max_iter,
         }
@@ -94,20 +130,30 @@ def classify(args, argv):
     -------
     run : Run
         Finished.
-    estimator : RotInvWassersteinKMeans
+    estimator : RotInvWassersteinKMeans or SMLClustering
         Fitted.
     """
     from ..preprocessing import NoiseWhitener
 
-    run = Run(args, argv, Classify2DSettings, stages=("preparing", "classifying"))
+    by_model = args.method in ("sml", "ml")
+    aligning = ("aligning",) if by_model and not args.no_align else ()
+    run = Run(args, argv, Classify2DSettings, stages=("preparing", *aligning, "classifying"))
     with run.computing():
         images = prepare_once(run.stack, run.settings, run.folder.checkpoint)
         warn_of_dark_particles(images, run.settings.invert)
-        white = NoiseWhitener(remove_mean=True).fit_transform(images)
+        whitener = NoiseWhitener(remove_mean=True)
+        white = whitener.fit_transform(images)
         run.lap("preparing")
-        estimator = _fit(run, white)
+        if by_model:
+            found = find_classes(run, white)
+            estimator = found.estimator
+        else:
+            estimator = _fit(run, white)
     run.tell_warnings()
-    _write(run, images, estimator)
+    if by_model:
+        write_classes(run, found, whitener)
+    else:
+        _write(run, images, estimator)
     return run, estimator
 
 
@@ -154,9 +200,9 @@ def _write(run, images, estimator):
         overwrite=True,
     )
     save_images(paths["class_averages.mrcs"], averages, images.pixel_size, overwrite=True)
-    write_text(paths["classes.star"], _classes_star(counts))
+    write_text(paths["classes.star"], classes_star(counts))
     with run.pictures():
-        _draw_montage(paths["montage.png"], averages, counts, images.pixel_size)
+        draw_montage(paths["montage.png"], averages, counts, images.pixel_size)
     facts = {
         "class_sizes": counts.tolist(),
         "iterations": int(estimator.n_iter_),
@@ -178,26 +224,8 @@ def _write(run, images, estimator):
         ],
         facts=facts,
         estimators=[estimator],
-        next_steps=_next_steps(str(paths["particles.star"]), counts),
+        next_steps=next_steps(str(paths["particles.star"]), counts),
     )
-
-
-def _classes_star(counts):
-    """The averages as RELION's table of classes, so that its viewer sorts them by size."""
-    lines = ["", "# version 30001", "", "data_model_classes", "", "loop_ "]
-    lines += ["_rlnReferenceImage #1 ", "_rlnClassDistribution #2 "]
-    shares = counts / counts.sum()
-    lines += [f"{i:06d}@class_averages.mrcs {share:.6f} " for i, share in enumerate(shares, start=1)]
-    return "\n".join([*lines, "", ""])
-
-
-def _draw_montage(path, averages, counts, pixel_size):
-    from ..inspection import ClassAveragesDisplay
-    from ..inspection._class_averages import montage_figsize
-
-    size = montage_figsize(len(averages))
-    with picture(path, "the montage", size=size, place=(0.01, 0.03, 0.98, 0.96)) as ax:
-        ClassAveragesDisplay.from_averages(averages, counts=counts, pixel_size=pixel_size, ax=ax)
 
 
 def _summary(n_particles, facts):
@@ -208,11 +236,3 @@ def _summary(n_particles, facts):
         f"{ended} after {facts['iterations']} iterations."
     )
     return text + (f" {sizes.count(0)} classes are empty." if 0 in sizes else "")
-
-
-def _next_steps(star, counts):
-    best = ",".join(str(i) for i in sorted(np.argsort(-counts, kind="stable")[:3] + 1))
-    return [
-        ("Keep good classes", f"skcryo classify2d {shlex.quote(star)} --select {best} -o good.star"),
-        ("Go on in Python", f"skcryo.io.load_particles({star!r})"),
-    ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._common import CommandError, one_line
 
-# Prepared images that take more bytes than this go to a scratch file; those in memory are there twice.
+# Prepared images that take more bytes than this go to a scratch file; those in memory are there two or three times.
 IN_MEMORY = 2**30
 
 
@@ -66,12 +66,27 @@ def prepare_once(stack, settings, scratch):
     images : ParticleStack
         In memory or in a file in `scratch`.
     """
+    return computed(prepare(stack.replace(shifts=None, rotations=None), settings), scratch / "images.mrcs")
+
+
+def computed(images, path):
+    """Lazy images, computed now: in memory, or in a file where they are too large for that.
+
+    Parameters
+    ----------
+    images : ParticleStack
+        Without poses and shifts.
+    path : Path
+        Of the file; if it is there already, it is taken for what would be written.
+
+    Returns
+    -------
+    images : ParticleStack
+    """
     from ..io import load_particles, save_images
 
-    images = prepare(stack.replace(shifts=None, rotations=None), settings)
     if images.nbytes <= IN_MEMORY:
         return images.load()
-    path = scratch / "images.mrcs"
     if not path.exists():  # written under another name first: what is there is complete
         save_images(path, images)
     return load_particles(path).replace(pixel_size=images.pixel_size, ctf=images.ctf)

@@ -51,14 +51,39 @@ def _add_classify2d(parser):
     _add_input(parser, "STAR, .cs or MRCS files with the particles")
     parser.add_argument("-k", "--classes", type=integer(1), metavar="K", help="number of classes (default: 50)")
     parser.add_argument(
+        "--method",
+        choices=["kmeans", "sml", "ml"],
+        help="kmeans (default): rotation-invariant k-means. sml: particles are turned and centred first, then "
+        "classified by statistical manifold learning, for many classes of very noisy particles. ml: the same with "
+        "independent class means, that is by maximum likelihood",
+    )
+    parser.add_argument(
+        "--manifold",
+        choices=["sphere", "flat"],
+        help="of --method sml: class averages vary smoothly over a sphere (default; as views do) or a flat grid",
+    )
+    parser.add_argument(
+        "--no-align",
+        action="store_true",
+        help="of --method sml and ml: particles are aligned already, by psi and origins of the input where it has "
+        "them, else as they are",
+    )
+    parser.add_argument(
         "--metric",
         choices=["l2", "sobolev", "w1"],
-        help="distance between images: l2 (default; of images smoothed a little), w1 (wavelet earth mover's distance) "
-        "or sobolev (close to w1, and fast); the last two are for images without CTF",
+        help="of --method kmeans: distance between images: l2 (default; of images smoothed a little), w1 (wavelet "
+        "earth mover's distance) or sobolev (close to w1, and fast); the last two are for images without CTF",
     )
     _add_max_shift(parser, "; 0 for centred particles and many times faster (default: 5%% of the box in x and in y)")
-    parser.add_argument("--n-angles", type=integer(1), metavar="N", help="in-plane angles tried (default: 200)")
-    parser.add_argument("--max-iter", type=integer(1), metavar="N", help="iterations at most (default: 50)")
+    parser.add_argument(
+        "--n-angles", type=integer(1), metavar="N", help="of --method kmeans: in-plane angles tried (default: 200)"
+    )
+    parser.add_argument(
+        "--max-iter",
+        type=integer(1),
+        metavar="N",
+        help="iterations of the classification at most (default: 50 of kmeans, 100 of sml and ml)",
+    )
     _add_downsample(parser, 16, "classify at this box size in pixels; angles and origins are written for the input")
     parser.add_argument(
         "--select",

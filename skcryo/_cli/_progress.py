@@ -53,12 +53,12 @@ class ProgressReporter:
         if self._done == 1:
             self._first = self.clock() - self._start
         total = _leaves_at_most(context)
-        inertia = getattr(fitted_estimator, "inertia_", None)
+        reached = _reached(fitted_estimator)
         if self._bar is not None:
-            text = f"{self.unit} {self._done}" + ("" if inertia is None else f", inertia {inertia:.5g}")
+            text = f"{self.unit} {self._done}{reached}"
             self._bar.update(self._task, completed=self._done, total=total, description=text)
         else:
-            self.stream.write(self._line(total, inertia))
+            self.stream.write(self._line(total, reached))
             self.stream.flush()
         if self.on_step is not None:
             self.on_step()
@@ -69,12 +69,10 @@ class ProgressReporter:
             self._bar.stop()
             self._bar = None
 
-    def _line(self, total, inertia):
+    def _line(self, total, reached):
         elapsed = self.clock() - self._start
         line = f"{self.unit} {self._done}" + ("" if total is None else f" of at most {total}")
-        if inertia is not None:
-            line += f", inertia {inertia:.5g}"
-        line += f", {format_seconds(elapsed)}"
+        line += f"{reached}, {format_seconds(elapsed)}"
         if total is not None and total > self._done:
             each = (elapsed - self._first) / (self._done - 1) if self._done > 1 else self._first
             line += f", at most {format_seconds(each * (total - self._done))} left"
@@ -120,6 +118,14 @@ class StepReporter:
         self.stream.flush()
         if self.on_step is not None:
             self.on_step()
+
+
+def _reached(estimator):
+    """What an iteration came to, as it is told."""
+    for name, text in (("inertia_", "inertia {:.5g}"), ("lower_bound_", "log posterior {:.7g}")):
+        if hasattr(estimator, name):
+            return f", {text.format(getattr(estimator, name))}"
+    return ""
 
 
 def _leaves_at_most(context):

@@ -29,6 +29,7 @@ td:first-child { color: #555; white-space: nowrap; } td:last-child { overflow-wr
 .verdict { padding: .7em .9em; margin: .6em 0; font-weight: 600; }
 .good { background: #dff2e1; } .bad { background: #f8d7da; } th { text-align: left; font-weight: 600; padding: .15em
 1.2em .15em 0; } figure.wide { margin: 0; max-width: 420px; }
+figure.full { margin: 0; } figure.full img { width: 100%; }
 figure.wide img { width: 100%; image-rendering: pixelated; } svg { max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; } code { background: #f2f2f2; padding: .1em .3em; }
 """
@@ -97,21 +98,26 @@ def table(names, rows):
     return "\n".join([*lines, "</table>"])
 
 
-def averages_grid(averages, counts):
+def averages_grid(averages, counts, *, told=None, order=None):
     """Class averages, the largest class first.
 
     Parameters
     ----------
     averages : ndarray of shape (n_classes, L, L)
     counts : ndarray of shape (n_classes,), int
+    told : sequence of str, default=None
+        What stands below each average, beside its number; None: how many particles.
+    order : ndarray of int, default=None
+        Classes to show; None: all, by size.
 
     Returns
     -------
     block : str
     """
-    order = np.argsort(-counts, kind="stable")
+    order = np.argsort(-counts, kind="stable") if order is None else order
+    told = counts if told is None else told
     figures = [
-        figure(tile, f"Average of class {label + 1}", f"<b>{label + 1}</b>: {counts[label]}")
+        figure(tile, f"Average of class {label + 1}", f"<b>{label + 1}</b>: {html.escape(str(told[label]))}")
         for label, tile in zip(order, grey_levels(averages[order]))
     ]
     return "\n".join(['<div class="averages">', *figures, "</div>"])
@@ -140,8 +146,13 @@ def figure(grey, alt, caption, *, wide=False):
     -------
     block : str
     """
-    source = base64.b64encode(encode_png(grey)).decode("ascii")
+    return png_figure(encode_png(grey), alt, caption, kind=' class=wide' if wide else "")
+
+
+def png_figure(png, alt, caption="", *, kind=""):
+    """A picture, given as the bytes of a PNG file; `kind` is an attribute of its tag."""
+    source = base64.b64encode(png).decode("ascii")
     return (
-        f'<figure{" class=wide" if wide else ""}><img alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
+        f'<figure{kind}><img alt="{html.escape(alt)}" src="data:image/png;base64,{source}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -51,6 +51,9 @@ def main(args, argv):
 
 _NOT_FOR_SELECT = (
     "classes",
+    "method",
+    "manifold",
+    "no_align",
     "metric",
     "max_shift",
     "n_angles",

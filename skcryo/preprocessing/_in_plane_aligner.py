@@ -386,17 +386,36 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
 
     def _aligned(self, X, angles, shifts, ctf):
         stack = validate_lazy(self, X, reset=False)
-        ctf = resolve_optics(stack, ctf)[1]
-        changes = {"shifts": np.zeros_like(shifts)}
-        if ctf is not None:
-            changes["ctf"] = rotate_ctf(ctf, -angles)
-        if stack.rotations is not None:
-            changes["rotations"] = stack.rotations @ in_plane_rotation(angles)
-        mapped = stack.map(turn_back, per_image={"angles": angles, "shifts": shifts}, **changes)
+        mapped = turned_stack(stack, angles, shifts, ctf=resolve_optics(stack, ctf)[1])
         if is_particle_stack(X):
             return mapped.load() if stack.in_memory else mapped
         images = np.asarray(mapped)
         return images if is_stack_of_images(X) else images.reshape(len(images), -1)[:, : self.n_features_in_]
+
+
+def turned_stack(stack, angles, shifts, *, ctf=None):
+    """Images turned back and centred, as they are read; CTFs and poses that belong to them turned along.
+
+    Parameters
+    ----------
+    stack : ParticleStack
+    angles : ndarray of shape (n_images,)
+        Radians, as `angles_` of :class:`InPlaneAligner`.
+    shifts : ndarray of shape (n_images, 2)
+        Px, as its `shifts_`.
+    ctf : structured array of shape (n_images,), default=None
+
+    Returns
+    -------
+    turned : ParticleStack
+        Lazy; its shifts are zero.
+    """
+    changes = {"shifts": np.zeros_like(shifts)}
+    if ctf is not None:
+        changes["ctf"] = rotate_ctf(ctf, -angles)
+    if stack.rotations is not None:
+        changes["rotations"] = stack.rotations @ in_plane_rotation(angles)
+    return stack.map(turn_back, per_image={"angles": angles, "shifts": shifts}, **changes)
 
 
 def turn_back(images, angles, shifts):
