@@ -14,6 +14,7 @@ from ._run_folder import write_text
 from ._settings import Settings, key_length, told_length
 
 OUTPUTS = ("particles.star", "class_averages.mrcs", "classes.star", "montage.png", "report.html", "run.json")
+_CYCLES = 16  # across the box: what classes are told apart by, as in the alignment
 _METHODS = {
     "kmeans": "rotation-invariant k-means",
     "sml": "alignment, then statistical manifold learning",
@@ -49,8 +50,11 @@ class Classify2DSettings(Settings):
         self.manifold = (args.manifold or "sphere") if self.method == "sml" else "none"
         if self.method == "sml":
             self.outputs = (*OUTPUTS[:4], "latent_map.png", *OUTPUTS[4:])
-        if self.use_ctf or stack.metadata is None:
+        if self.use_ctf or stack.metadata is None or args.resolution is not None:
             self._want_pixel_size()
+        self.resolution = args.resolution
+        if args.resolution is None and self.pixel_size is not None:
+            self.resolution = self.box * self.pixel_size / _CYCLES
 
     def _check_method(self, args):
         """Refuse options that belong to another method."""
@@ -58,6 +62,7 @@ class Classify2DSettings(Settings):
             "--metric": self.by_model and args.metric is not None,
             "--n-angles": self.by_model and args.n_angles is not None,
             "--no-align": not self.by_model and args.no_align,
+            "--resolution": not self.by_model and args.resolution is not None,
             "--manifold": self.method != "sml" and args.manifold is not None,
         }
         for option, is_wrong in wrong.items():
@@ -73,8 +78,11 @@ class Classify2DSettings(Settings):
         if self.by_model:
             own = [("manifold", self.manifold)] if self.method == "sml" else []
         own.append(("largest shift", told_length(self.max_shift, auto)))
+        if self.by_model:
+            told = "Nyquist" if self.resolution is None else f"{self.resolution:.4g} \u00c5"
+            own.append(("finest detail compared", told))
         if not self.align:
-            own[-1] = ("alignment", "psi and origins of the input, where it has them")
+            own[-2] = ("alignment", "psi and origins of the input, where it has them")
         return [
             ("classes", self.n_classes),
             ("method", _METHODS[self.method]),
@@ -89,7 +97,7 @@ class Classify2DSettings(Settings):
         """Return what decides the result, JSON-ready, but for the input."""
         own = {"--metric": self.metric, "--n-angles": self.n_angles}
         if self.by_model:
-            own = {"--manifold": self.manifold, "--no-align": not self.align}
+            own = {"--manifold": self.manifold, "--no-align": not self.align, "--resolution": self.resolution}
         return super().key() | {
             "--classes": self.n_classes,
             "--method": self.method,

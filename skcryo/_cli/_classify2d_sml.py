@@ -34,6 +34,8 @@ class FoundClasses:
         Pixels of the images that were worked on.
     likelihoods : ndarray of shape (n,)
         Log-likelihood of each image.
+    evidence : ndarray of shape (n,)
+        The same less that of noise alone.
     certainties : ndarray of shape (n,)
         Probability of the class that an image is given.
     """
@@ -43,6 +45,7 @@ class FoundClasses:
     angles: np.ndarray | None
     shifts: np.ndarray
     likelihoods: np.ndarray
+    evidence: np.ndarray
     certainties: np.ndarray
 
 
@@ -61,6 +64,7 @@ def find_classes(run, white):
     found : FoundClasses
     """
     from ..cluster import SMLClustering
+    from ..cluster._particle_evidence import particle_evidence
     from ..preprocessing._in_plane_aligner import turned_stack
 
     settings, aligner = run.settings, None
@@ -75,15 +79,21 @@ def find_classes(run, white):
     estimator = SMLClustering(
         settings.n_classes,
         manifold=settings.manifold,
+        resolution=settings.resolution,
         max_iter=settings.max_iter,
         checkpoint_dir=run.folder.checkpoint / "fit",
         random_state=settings.seed,
     )
     run.fit(estimator, aligned, ProgressReporter(**run.reporting("classifying")), "classifying")
-    likelihoods = estimator.score_samples(aligned)
-    certainties = estimator.responsibilities_.max(axis=1)
-    certainties = np.asarray(certainties.todense() if hasattr(certainties, "todense") else certainties).ravel()
-    return FoundClasses(estimator, aligner, angles, shifts, likelihoods, certainties)
+    return FoundClasses(
+        estimator,
+        aligner,
+        angles,
+        shifts,
+        estimator.score_samples(aligned),
+        particle_evidence(estimator, aligned),
+        estimator.responsibilities_.max(axis=1).toarray().ravel(),
+    )
 
 
 def _align(run, white):
@@ -128,9 +138,13 @@ def known_alignment(stack, scale):
 
     n = len(stack)
     shifts = np.zeros((n, 2)) if stack.shifts is None else np.asarray(stack.shifts) / scale
-    if stack.rotations is None:
+    if stack.rotations is not None:
+        psi = relion_from_rotations(stack.rotations)[:, 2]
+    elif stack.metadata is not None and "rlnAnglePsi" in stack.metadata:  # of 2-D classes: psi alone
+        psi = stack.metadata.numbers("rlnAnglePsi")
+    else:
         return (None if stack.shifts is None else np.zeros(n)), shifts
-    return -np.radians(relion_from_rotations(stack.rotations)[:, 2]), shifts
+    return -np.radians(psi), shifts
 
 
 def write_classes(run, found, whitener):
@@ -156,6 +170,7 @@ def write_classes(run, found, whitener):
     columns = {
         "rlnLogLikeliContribution": found.likelihoods,
         "rlnMaxValueProbDistribution": found.certainties.astype(np.float64),
+        "skcryoParticleEvidence": found.evidence,
     }
     write_star(paths["particles.star"], run.stack, labels=estimator.labels_, columns=columns, overwrite=True, **pose)
     save_images(paths["class_averages.mrcs"], averages, pixel_size, overwrite=True)
@@ -165,48 +180,48 @@ def write_classes(run, found, whitener):
         draw_montage(paths["montage.png"], averages, counts, pixel_size)
         if settings.method == "sml":
             latent_map = _draw_latent_map(paths["latent_map.png"], estimator, averages)
-    excess = class_excess(found.likelihoods, estimator.labels_, n)
+    evidence = class_means(found.evidence, estimator.labels_, n)
     facts = {
         "class_sizes": counts.tolist(),
         "effective_classes": round(float(estimator.effective_n_clusters_), 2),
         "iterations": int(estimator.n_iter_),
         "converged": bool(estimator.converged_),
         "log_likelihood": float(found.likelihoods.mean()),
-        "class_log_likelihood_excess": [None if np.isnan(value) else round(float(value), 3) for value in excess],
+        "class_evidence": [None if np.isnan(value) else round(float(value), 3) for value in evidence],
     }
     run.finish(
         title=f"2-D classes of {len(run.stack)} particles",
         summary=_summary(len(run.stack), facts),
-        body=_body(averages, counts, excess, estimator, latent_map),
+        body=_body(averages, counts, evidence, estimator, latent_map),
         facts=facts,
         estimators=[each for each in (found.aligner, estimator) if each is not None],
         next_steps=next_steps(str(paths["particles.star"]), counts),
     )
 
 
-def class_excess(likelihoods, labels, n_classes):
-    """Mean log-likelihood of the particles of each class less that of all, in nats; NaN of classes without any."""
+def class_means(values, labels, n_classes):
+    """Mean of a value of the particles of each class; NaN of classes without any."""
     counts = np.bincount(labels, minlength=n_classes)
-    sums = np.bincount(labels, likelihoods - likelihoods.mean(), minlength=n_classes)
+    sums = np.bincount(labels, values, minlength=n_classes)
     return np.divide(sums, counts, out=np.full(n_classes, np.nan), where=counts > 0)
 
 
-def _body(averages, counts, excess, estimator, latent_map):
+def _body(averages, counts, evidence, estimator, latent_map):
     """Blocks of the report."""
     filled = np.flatnonzero(counts > 0)
-    least = filled[np.argsort(excess[filled], kind="stable")][:_LEAST_LIKELY]
-    told = [f"{count} ({gain:+.1f})" for count, gain in zip(counts, excess)]
+    least = filled[np.argsort(evidence[filled], kind="stable")][:_LEAST_LIKELY]
+    told = [f"{count} ({value:.1f})" if count else "0" for count, value in zip(counts, evidence)]
     blocks = [
         heading("Class averages"),
         paragraph(
-            "Largest class first; class number, particles, and in brackets how much likelier they are than the "
-            "mean of all particles (nats)."
+            "Largest class first; class number, particles, and in brackets the mean evidence that they are particles: "
+            "how much likelier the class makes them than noise alone would (log-likelihood, nats)."
         ),
         averages_grid(averages, counts, told=told),
-        heading("Least likely classes"),
+        heading("Classes of least evidence"),
         paragraph(
-            "The model explains these particles worst: junk, and views that are rare, gather here. In "
-            "particles.star each particle has its own log-likelihood (rlnLogLikeliContribution)."
+            "Images without a particle, broken and overlapping ones gather here, beside rare views. The evidence of "
+            "each particle is skcryoParticleEvidence in particles.star; --select keeps the other classes."
         ),
         averages_grid(averages, counts, told=told, order=least),
         heading("Particles in each class"),

@@ -63,6 +63,12 @@ def _add_classify2d(parser):
         help="of --method sml: class averages vary smoothly over a sphere (default; as views do) or a flat grid",
     )
     parser.add_argument(
+        "--resolution",
+        type=positive,
+        metavar="A",
+        help="of --method sml and ml: finest detail compared, in Angstrom (default: a sixteenth of the box)",
+    )
+    parser.add_argument(
         "--no-align",
         action="store_true",
         help="of --method sml and ml: particles are aligned already, by psi and origins of the input where it has "

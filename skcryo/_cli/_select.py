@@ -53,6 +53,7 @@ _NOT_FOR_SELECT = (
     "classes",
     "method",
     "manifold",
+    "resolution",
     "no_align",
     "metric",
     "max_shift",
