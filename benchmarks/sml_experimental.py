@@ -14,8 +14,8 @@ images are turned and centred by the truth ("frame": "truth") or by InPlaneAlign
 "f15": share of pairs of particles of one class whose viewing directions are within 15 degrees, without junk.
 "coloured": the above. "white, equal ring SNR": the same particles in white noise, whose SNR averaged over rings 1 to 16
 is that of the coloured noise. "white, equal SNR": of equal SNR over the full image, before whitening. "coloured, not
-whitened": the first without the whitening. "band to Nyquist": the first without the bound of the band, of one seed. Rows are added
-as they are finished, and a run goes on where it was stopped.
+whitened": the first without the whitening. "band to Nyquist": the first without the bound of the band, of one seed.
+Rows are added as they are finished, and a run goes on where it was stopped.
 """
 
 import argparse

@@ -22,13 +22,16 @@ classify2d does and says how good the classes are. It takes a minute or two.
     "classify2d": Text(
         help="class averages of the particles of a STAR file",
         description="""\
-Groups particles into 2-D classes by rotation-invariant k-means and averages each class.
+Groups particles into 2-D classes and averages each class: by rotation-invariant k-means or, with --method sml, by
+alignment and statistical manifold learning, which tells many classes apart in strong noise.
 
 Writes into the folder OUT:
-  particles.star        all columns of the input, with class numbers, in-plane angles and origins
+  particles.star        all columns of the input, with class numbers, in-plane angles and origins; with --method sml or
+                        ml, the log-likelihood of each particle and the evidence that it is one
   class_averages.mrcs   the averages; image i is class i
   classes.star          the averages with their share of the particles
   montage.png           all classes, the largest first (needs matplotlib)
+  latent_map.png        with --method sml: the averages laid out over the manifold (needs matplotlib)
   report.html           averages, occupancies, convergence, parameters, versions: one file
   run.json              the same facts for programs
 
@@ -38,7 +41,9 @@ A run that was killed goes on when the same command is given again, and ends wit
 examples:
   skcryo classify2d particles.star -k 50 -o classes
   skcryo classify2d particles.star -k 100 --max-shift 12A --downsample 96 --jobs 8 -o classes
+  skcryo classify2d particles.star --method sml -k 300 -o classes
   skcryo classify2d classes/particles.star --select 3,5,8 -o good.star
+  skcryo classify2d good.star --method sml --no-align -k 30 -o finer
 """,
     ),
     "reconstruct": Text(
