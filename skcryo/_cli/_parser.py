@@ -88,7 +88,7 @@ def _add_classify2d(parser):
         "--max-iter",
         type=integer(1),
         metavar="N",
-        help="iterations of the classification at most (default: 50 of kmeans, 100 of sml and ml)",
+        help="iterations at most (default: 50); those after the alignment with --method sml and ml (default: 100)",
     )
     _add_downsample(parser, 16, "classify at this box size in pixels; angles and origins are written for the input")
     parser.add_argument(
