@@ -9,11 +9,14 @@ directions are within 15 degrees: it compares at equal numbers of classes. "effe
 of the occupancy. Seconds are CPU seconds of one thread for the whole fit.
 
 "limit": every image given to the likeliest of as many noise-free projections, evenly spread (without CTFs).
-With ``--speed`` instead: CPU seconds of one iteration on images of 64 px, beside scikit-learn's GaussianMixture.
+With ``--speed`` instead: seconds of one iteration on images of 64 px in a file, beside scikit-learn's GaussianMixture;
+``peak_gb`` is that of the process, so one size a run says most.
 """
 
 import argparse
 import json
+import resource
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -61,6 +64,8 @@ def simulate(volume, n_images, snr, with_ctf, seed):
     ctf = make_ctf(n_images, defocus_u=rng.uniform(1e4, 2.5e4, n_images)) if with_ctf else None
     if with_ctf:
         clean = apply_ctf(clean, ctf, pixel_size)
+    if snr is None:
+        return ParticleStack(clean, pixel_size=pixel_size, ctf=ctf), rotations
     noise = rng.standard_normal(clean.shape, dtype=np.float32) * (clean.std() / np.sqrt(snr))
     return ParticleStack(clean + noise, pixel_size=pixel_size, ctf=ctf), rotations
 
@@ -128,7 +133,7 @@ def quality(args):
 
 
 class Clock:
-    """A callback that notes the CPU time at the end of each iteration."""
+    """A callback that notes wall and CPU time at the end of each iteration."""
 
     def __init__(self):
         self.times = []
@@ -144,14 +149,15 @@ class Clock:
 
     def on_fit_task_end(self, estimator, context):
         if context.parent is not None:
-            self.times.append(time.process_time())
+            self.times.append((time.perf_counter(), time.process_time()))
 
 
 def iteration(data, n_clusters, **params):
-    """CPU seconds of an iteration; the first, which makes the features, does not count."""
+    """Wall and CPU seconds of an iteration, medians; the first, which makes the features, does not count."""
     clock = Clock()
-    SMLClustering(n_clusters, tol=0, max_iter=4, **params).set_callbacks(clock).fit(data)
-    return round(float(np.median(np.diff(clock.times))), 3)
+    SMLClustering(n_clusters, tol=0, max_iter=6, **params).set_callbacks(clock).fit(data)
+    wall, cpu = np.median(np.diff(clock.times, axis=0)[1:], axis=0)
+    return {"wall_s": round(float(wall), 3), "cpu_s": round(float(cpu), 3)}
 
 
 def mixture_iteration(rows, n_clusters):
@@ -165,24 +171,38 @@ def mixture_iteration(rows, n_clusters):
     return round((seconds[1] - seconds[0]) / 2, 3)
 
 
+def many_images(volume, n_images, snr, folder):
+    """A stack in a file, of 2000 views in noise of their own, with CTFs: memory holds none of it."""
+    clean = np.asarray(simulate(volume, 2000, None, False, 0)[0])
+    path, rng = Path(folder) / "images.npy", np.random.default_rng(1)
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n_images, *clean.shape[1:]))
+    for start in range(0, n_images, 1000):
+        part = clean[np.arange(start, min(start + 1000, n_images)) % 2000]
+        noise = rng.standard_normal(part.shape, dtype=np.float32)
+        images[start : start + len(part)] = part + noise * (clean.std() / np.sqrt(snr))
+    ctf = make_ctf(n_images, defocus_u=np.random.default_rng(2).uniform(1e4, 2.5e4, n_images))
+    return ParticleStack(np.load(path, mmap_mode="r"), pixel_size=5.0, ctf=ctf)
+
+
 def speed(args):
     volume, rows = make_molecule(64, random_state=1), []
     for n_images, n_clusters in args.sizes:
-        stack, _ = simulate(volume, n_images, 0.02, False, 0)
-        with_ctf = stack.replace(ctf=make_ctf(n_images, defocus_u=np.linspace(1e4, 2.5e4, n_images)))
-        case = {
-            "n_images": n_images,
-            "n_clusters": n_clusters,
-            "pixels": iteration(stack, n_clusters, n_components=None),
-            "pixels, CTFs": iteration(with_ctf, n_clusters, n_components=None),
-            "components": iteration(stack, n_clusters),
-            "components, CTFs": iteration(with_ctf, n_clusters),
-        }
-        if args.mixture:
-            case["GaussianMixture"] = mixture_iteration(np.asarray(stack).reshape(n_images, -1), n_clusters)
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            with_ctf = many_images(volume, n_images, 0.02, folder)
+            stack = with_ctf.replace(ctf=None)
+            case = {"n_images": n_images, "n_clusters": n_clusters}
+            for name in args.ways:
+                params = {} if "components" in name else {"n_components": None}
+                case[name] = iteration(with_ctf if "CTFs" in name else stack, n_clusters, **params)
+            if args.mixture:
+                case["GaussianMixture"] = mixture_iteration(np.asarray(stack).reshape(n_images, -1), n_clusters)
+            case["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
         rows.append(case)
         print(json.dumps(case), flush=True)
         Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+WAYS = ["components", "components, CTFs", "pixels", "pixels, CTFs"]
 
 
 def main():
@@ -191,6 +211,8 @@ def main():
     parser.add_argument("--output", required=True)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--sizes", type=json.loads, default=[[2000, 100]], help='as "[[10000, 300]]"')
+    parser.add_argument("--ways", nargs="+", default=WAYS)
+    parser.add_argument("--scratch", help="folder for the images of the speed, 1.6 GB for 100,000")
     parser.add_argument("--mixture", action="store_true", help="GaussianMixture too")
     parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)))
     parser.add_argument("--molecules", nargs="+", default=["70S", "made"])

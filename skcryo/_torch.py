@@ -2,12 +2,13 @@
 
 import importlib
 import importlib.util
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DEVICES", "accelerator", "import_optional", "import_torch", "resolve_device", "to_numpy"]
+__all__ = ["DEVICES", "accelerator", "full_precision", "import_optional", "import_torch", "resolve_device", "to_numpy"]
 
 # What the parameter `device` of an estimator may be.
 DEVICES = frozenset({"auto", "cpu", "cuda"})
@@ -118,6 +119,29 @@ def accelerator(device: Any, *, caller: str = "device") -> Any:
         resolved = resolve_device("auto", caller=caller)
         return resolved if resolved.type == "cuda" else None
     return resolve_device(device, caller=caller)
+
+
+@contextmanager
+def full_precision(torch, device):
+    """Products of float32 in float32, whatever else the process allows: TF32 would keep three digits. No gradients."""
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        if all(hasattr(setting, "fp32_precision") for setting in settings):
+            before = [setting.fp32_precision for setting in settings]
+            try:
+                for setting in settings:
+                    setting.fp32_precision = "ieee"
+                yield
+            finally:
+                for setting, value in zip(settings, before):
+                    setting.fp32_precision = value
+        else:  # torch before 2.9
+            before = torch.get_float32_matmul_precision()
+            try:
+                torch.set_float32_matmul_precision("highest")
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -4,18 +4,19 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.ndimage import zoom
 from sklearn.exceptions import ConvergenceWarning
 
 from skcryo.cluster import SMLClustering
 from skcryo.cluster import _sml_reference as reference
 from skcryo.cluster._sml_coordinates import FourierCoordinates
 from skcryo.cluster._sml_data import ParticleCoordinates, ctf_grouping
-from skcryo.cluster._sml_fit import posteriors
+from skcryo.cluster._sml_expectation import TorchExpectation, expect, posteriors
 from skcryo.cluster._sml_latent import even_shape, grid_nodes, manifold_basis, sphere_nodes
 from skcryo.cluster._sml_pixels import PixelMixture
 from skcryo.cluster._sml_space import find_signal_space
 from skcryo.cluster._sml_subspace import SubspaceMixture
-from skcryo.ctf import evaluate_ctf, make_ctf
+from skcryo.ctf import apply_ctf, evaluate_ctf, make_ctf
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.particles import ParticleStack
 
@@ -54,20 +55,26 @@ def particles(n=60, L=14, seed=0, kind="none", snr=0.5):
 class Problem:
     """A mixture in double precision on given images, and the same images as the reference wants them."""
 
-    def __init__(self, kind, subspace=False, n_components=12, manifold="sphere", n_clusters=9, residual=0.0, seed=0):
+    def __init__(
+        self, kind, subspace=False, n_components=12, manifold="sphere", n_clusters=9, residual=0.0, seed=0, modes=False
+    ):
         self.stack = particles(kind=kind, seed=seed)
         ctf = self.stack.ctf
         self.coordinates = FourierCoordinates(self.stack.shape[1], 0.45, ctf_grouping(ctf))
         weights = np.random.default_rng(seed).uniform(0.5, 2, len(self.stack))
         self.data = ParticleCoordinates(self.stack, self.coordinates, ctf, PIXEL_SIZE, weights, np.float64)
         self.space = find_signal_space(self.data, n_components)
+        self.modes = self.space.ctf_modes if modes else None
         _, basis = manifold_basis(manifold, n_clusters, n_basis=6, residual=residual)
         if subspace:
-            self.mixture = SubspaceMixture(basis, self.space.components, self.space.variances, 0.7, np.float64)
+            self.mixture = SubspaceMixture(
+                basis, self.space.components, self.space.variances, 0.7, np.float64, self.coordinates, self.modes
+            )
         else:
             self.mixture = PixelMixture(
-                basis, self.coordinates, np.maximum(self.space.ring_variances, 0.01), 0.7, (0.2, 5.0), np.float64
-            )
+                basis, self.coordinates, np.maximum(self.space.ring_variances, 0.01), 0.7, (0.2, 5.0), np.float64,
+                self.modes,
+            )  # fmt: skip
         self.subspace = subspace
         rng = np.random.default_rng(seed + 1)
         self.mixture.weights = rng.standard_normal(self.mixture.weights.shape) * 0.5
@@ -80,7 +87,8 @@ class Problem:
         self.c = np.broadcast_to(factors[:, self.coordinates.groups], y.shape)
         sigma = np.sqrt(self.space.noise)
         self.Y = (y - self.c * self.space.mean) / sigma
-        self.features = self.mixture.features(*next(self.data.whitened(self.space))[1:], self.coordinates)
+        whitened = next(self.data.whitened(self.space, self.modes))[1:]
+        self.features = self.mixture.features(*whitened, self.coordinates)
 
     @property
     def precision(self):
@@ -92,13 +100,15 @@ class Problem:
     def means(self):
         return self.mixture.means @ self.space.components.T if self.subspace else self.mixture.means
 
-    def expect(self):
-        return posteriors(self.mixture.scorer(self.coordinates), self.features, len(self.mixture.basis))
+    @property
+    def tables(self):
+        return self.mixture.tables(self.coordinates, self.modes)
 
-    def sums(self, R):
-        sums = self.mixture.new_sums()
-        self.mixture.add(sums, self.features, R * self.data.weights[:, None], self.data.weights)
-        return sums
+    def expect(self):
+        return posteriors(self.tables, *self.features)
+
+    def sums(self):
+        return expect(self.tables, [(slice(0, len(self.stack)), self.features)], self.data.weights)
 
     def expected(self, R, means=None):
         """Equation 10 up to what does not depend on the weights, by single precision's double loop."""
@@ -127,10 +137,7 @@ def test_single_precision_is_enough_for_equation_9(kind, subspace):
     problem = Problem(kind, subspace)
     expected, _ = problem.expect()
     problem.mixture.dtype = np.float32
-    problem.mixture._products = None
-    single = [part.astype(np.float32) for part in problem.features]
-    score = problem.mixture.scorer(problem.coordinates)
-    found, _ = posteriors(score, single, len(problem.mixture.basis))
+    found, _ = posteriors(problem.tables, *(part.astype(np.float32) for part in problem.features))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - expected).mean() < 1e-6
@@ -141,7 +148,7 @@ def test_single_precision_is_enough_for_equation_9(kind, subspace):
 def test_weights_solve_equation_11_on_pixels(kind, residual):
     problem = Problem(kind, residual=residual)
     R, _ = problem.expect()
-    sums, precision = problem.sums(R), problem.precision
+    sums, precision = problem.sums(), problem.precision
     problem.mixture.maximize(sums)
     prior = 0.7 / problem.mixture.prior_variances[problem.coordinates.rings]
     weighted = R * problem.data.weights[:, None]
@@ -158,7 +165,7 @@ def test_weights_solve_equation_11_on_pixels(kind, residual):
 def test_weights_solve_the_coupled_equation_11_in_components(kind, manifold):
     problem = Problem(kind, subspace=True, manifold=manifold)
     R, _ = problem.expect()
-    problem.mixture.maximize(problem.sums(R))
+    problem.mixture.maximize(problem.sums())
     basis, V = problem.mixture.basis, problem.space.components
     weighted = R * problem.data.weights[:, None]
     # the derivative of equation 10, image by image
@@ -176,7 +183,7 @@ def test_finite_differences_vanish_at_the_maximum(kind, subspace):
     problem = Problem(kind, subspace)
     R, _ = problem.expect()
     precision = problem.precision
-    problem.mixture.maximize(problem.sums(R))
+    problem.mixture.maximize(problem.sums())
     if not subspace:
         problem.mixture.precision = precision[
             np.searchsorted(problem.coordinates.rings, range(len(problem.mixture.precision)))
@@ -201,10 +208,9 @@ def test_all_components_are_all_pixels(kind):
     n = pixels.coordinates.n_coordinates
     basis = pixels.mixture.basis
     components = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
-    subspace = SubspaceMixture(basis, components, np.full(n, 2.0), 0.7, np.float64)
-    mixture = PixelMixture(
-        basis, pixels.coordinates, np.full(pixels.coordinates.n_rings, 2.0), 0.7, (1.0, 1.0), np.float64
-    )
+    subspace = SubspaceMixture(basis, components, np.full(n, 2.0), 0.7, np.float64, pixels.coordinates)
+    prior = np.full(pixels.coordinates.n_rings, 2.0)
+    mixture = PixelMixture(basis, pixels.coordinates, prior, 0.7, (1.0, 1.0), np.float64)
     whitened = next(pixels.data.whitened(pixels.space))[1:]
     start = np.random.default_rng(1).standard_normal((9, n)) * 0.5
     mixture.start(start)
@@ -212,9 +218,8 @@ def test_all_components_are_all_pixels(kind):
     for _ in range(3):
         for model in (mixture, subspace):
             features = model.features(*whitened, pixels.coordinates)
-            R, _ = posteriors(model.scorer(pixels.coordinates), features, 9)
-            sums = model.new_sums()
-            model.add(sums, features, R, np.ones(len(R)))
+            n_images = len(features[0])
+            sums = expect(model.tables(pixels.coordinates), [(slice(0, n_images), features)], np.ones(n_images))
             model.maximize(sums)
     np.testing.assert_allclose(subspace.means @ components.T, mixture.means, atol=1e-4)
 
@@ -288,6 +293,119 @@ def test_a_ctf_of_ones_is_none(n_components):
     np.testing.assert_array_equal(a.labels_, b.labels_)
     np.testing.assert_allclose(a.class_averages_, b.class_averages_, atol=1e-4 * np.abs(a.class_averages_).max())
     assert a.lower_bound_ == pytest.approx(b.lower_bound_, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "subspace"), PROBLEMS)
+def test_modes_of_ctfs_tell_all_of_them(kind, subspace):
+    """The likelihoods and equation 11 with the squares of CTFs told by modes, and by group."""
+    modes, groups = Problem(kind, subspace, modes=True), Problem(kind, subspace)
+    if kind != "astigmatic":
+        assert modes.modes.shape[1] < groups.coordinates.n_groups
+    found, likelihoods = modes.expect()
+    expected, exact = groups.expect()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(likelihoods, exact, atol=1e-5)
+    for problem in (modes, groups):
+        problem.mixture.maximize(problem.sums())
+    np.testing.assert_allclose(modes.means, groups.means, atol=1e-5 * np.abs(groups.means).max())
+
+
+@pytest.mark.parametrize(("kind", "subspace"), PROBLEMS)
+def test_threads_change_no_bit_of_the_sums(kind, subspace):
+    problem = Problem(kind, subspace)
+    chunks = []
+    for start in range(0, 60, 7):
+        where = slice(start, min(start + 7, 60))
+        chunks.append((where, [part[where] if len(part) == 60 else part for part in problem.features]))
+    one, three = (expect(problem.tables, chunks, problem.data.weights, n_jobs=n) for n in (1, 3))
+    whole = problem.sums()
+    for name in one:
+        np.testing.assert_array_equal(one[name], three[name], err_msg=name)
+        np.testing.assert_allclose(one[name], whole[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", OPTICS)
+@pytest.mark.parametrize("subspace", [False, True])
+def test_torch_gives_the_same_sums(kind, subspace):
+    torch = pytest.importorskip("torch")
+    problem = Problem(kind, subspace)
+    step = TorchExpectation(torch.device("cpu"))
+    for _ in range(2):  # the second time with what it kept
+        found = step(problem.tables, [(slice(0, 60), problem.features)], problem.data.weights)
+        expected = problem.sums()
+        assert set(found) == set(expected)
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("n_components", [None, 10])
+def test_torch_gives_the_same_classes(n_components, monkeypatch):
+    torch = pytest.importorskip("torch")
+    X = particles(kind="radial")
+    expected = fit(X, 6, n_components=n_components)
+    monkeypatch.setattr("skcryo.cluster._sml.accelerator", lambda *_, **__: torch.device("cpu"))
+    found = fit(X, 6, n_components=n_components)
+    np.testing.assert_array_equal(found.labels_, expected.labels_)
+    assert found.lower_bound_ == pytest.approx(expected.lower_bound_, rel=1e-5)
+
+
+@pytest.mark.parametrize("L", [24, 25])
+def test_functions_of_a_disc(L):
+    """Overlaps over a disc against sums over its pixels, and their eigenfunctions stay in it."""
+    coordinates, n = FourierCoordinates(L, 0.5, "ring"), 120
+    images = coordinates.synthesize(np.eye(coordinates.n_coordinates)[:n]).reshape(n, -1)
+    inside = np.hypot(*(np.indices((L, L)) - L // 2)).ravel() <= 8.2
+    found = coordinates.disc_overlaps(8.2, n)
+    np.testing.assert_allclose(found, images[:, inside] @ images[:, inside].T, atol=0.03)  # the disc's edge in pixels
+    shares, functions = np.linalg.eigh(found)
+    assert shares.min() > -1e-9 and shares.max() < 1 + 1e-9
+    held = ((functions.T @ images)[:, inside] ** 2).sum(axis=1)
+    assert np.abs(held - shares).max() < 0.12 and np.abs(held - shares).mean() < 0.02
+    assert np.trace(coordinates.disc_overlaps(1e-9, n)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["none", "radial"])
+def test_the_radius_of_the_particle_is_found(kind):
+    L, n = 24, 400
+    molecule = make_molecule(L, random_state=3)
+    for scale in (1.0, 0.6):
+        small = zoom(molecule, scale, order=1)
+        volume = np.zeros((L, L, L), np.float32)
+        volume[tuple([slice((L - len(small) + 1) // 2, (L - len(small) + 1) // 2 + len(small))] * 3)] = small
+        distance = np.sqrt(((np.indices(volume.shape) - L // 2) ** 2).sum(axis=0)).ravel()
+        order = np.argsort(distance)
+        power = np.cumsum(volume.ravel()[order] ** 2)
+        radius = distance[order][np.searchsorted(power, 0.98 * power[-1])]
+        ctf = optics(kind, n)
+        stack, _ = make_particles(volume, n, snr=None, pixel_size=PIXEL_SIZE, random_state=0)
+        clean = np.asarray(stack) if ctf is None else apply_ctf(np.asarray(stack), ctf, PIXEL_SIZE)
+        noise = np.random.default_rng(0).standard_normal(clean.shape) * clean.std() / np.sqrt(0.3)
+        stack = ParticleStack((clean + noise).astype(np.float32), pixel_size=PIXEL_SIZE, ctf=ctf)
+        coordinates = FourierCoordinates(L, 0.5, ctf_grouping(ctf))
+        data = ParticleCoordinates(stack, coordinates, ctf, PIXEL_SIZE, np.ones(n), np.float32)
+        found = find_signal_space(data, 20).radius
+        assert 0.8 * radius < found < 1.25 * radius + 2, (scale, radius, found)
+
+
+@pytest.mark.parametrize("kind", OPTICS)
+def test_rings_without_signal_are_left_out(kind):
+    """White noise beyond a ring has no components, whatever CTFs do to its covariance; weights do not matter."""
+    rng, n, L = np.random.default_rng(0), 600, 20
+    coordinates = FourierCoordinates(L, 0.5, ctf_grouping(optics(kind, n)))
+    y = np.zeros((n, coordinates.n_coordinates))
+    within = coordinates.rings < 4
+    y[:, within] = 2 * rng.standard_normal((n, 3)) @ rng.standard_normal((3, within.sum()))
+    ctf = optics(kind, n)
+    if ctf is not None:
+        y *= coordinates.ctf_factors(ctf, PIXEL_SIZE)[:, coordinates.groups]
+    X = coordinates.synthesize(y) + rng.standard_normal((n, L, L))
+    stack = ParticleStack(X.astype(np.float32), pixel_size=PIXEL_SIZE, ctf=ctf)
+    for weight in (1.0, 30.0):
+        data = ParticleCoordinates(stack, coordinates, ctf, PIXEL_SIZE, np.full(n, weight), np.float32)
+        space = find_signal_space(data, 10, radius=np.inf)
+        used = np.unique(coordinates.rings[(space.components**2).sum(axis=1) > 0])
+        assert used.max() == 3
+        assert space.n_significant >= 3
 
 
 @pytest.mark.parametrize("n_components", [None, 10])

@@ -120,6 +120,26 @@ def test_resolution_is_the_band():
     assert spectra[:, radius > 0.26].max() < 1e-5 * spectra.max()
 
 
+@pytest.mark.parametrize("change", [{}, {"n_components": None}, {"manifold": "none"}], ids=repr)
+def test_class_averages_as_a_start(change):
+    """A fit goes on from the class means of another; rows are images."""
+    X = particles(200, snr=2.0)
+    first = fit(X, 6, max_iter=40, random_state=0, **change)
+    again = fit(X, 6, max_iter=5, init=first.class_averages_, **change)
+    assert again.lower_bound_curve_[0] > first.lower_bound_curve_[0] + 0.3 * np.ptp(first.lower_bound_curve_)
+    assert (again.labels_ == first.labels_).mean() > 0.8
+    rows = fit(X, 6, max_iter=5, init=first.class_averages_.reshape(6, -1), **change)
+    np.testing.assert_array_equal(rows.labels_, again.labels_)
+
+
+def test_threads_change_nothing(monkeypatch):
+    X = particles(kind="radial")
+    monkeypatch.setattr("skcryo.cluster._sml_data._CHUNK_BYTES", 20000)
+    one, three = (fit(X, 6, n_components=8, n_jobs=n, max_iter=8) for n in (1, 3))
+    np.testing.assert_array_equal(one.lower_bound_curve_, three.lower_bound_curve_)
+    np.testing.assert_array_equal(one.class_averages_, three.class_averages_)
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 LONG = {"n_clusters": 8, "max_iter": 12, "tol": 0.0, "random_state": 3}
 CHILD = """
@@ -247,6 +267,17 @@ BAD = {
     "no prior": (lambda: SMLClustering(2, alpha=0.0).fit(IMAGES), "'alpha' parameter"),
     "negative residual": (lambda: SMLClustering(2, residual=-1.0).fit(IMAGES), "'residual' parameter"),
     "no components": (lambda: SMLClustering(2, n_components=0).fit(IMAGES), "'n_components' parameter"),
+    "start of other classes": (
+        lambda: SMLClustering(2, init=IMAGES[:3]).fit(IMAGES),
+        r"init has shape \(3, 12, 12\); class averages \(2, 12, 12\)",
+    ),
+    "start that is not finite": (
+        lambda: SMLClustering(2, init=[IMAGES[0], IMAGES[1] * np.nan]).fit(IMAGES),
+        r"init\[1\] is not finite",
+    ),
+    "unknown start": (lambda: SMLClustering(2, init="warm").fit(IMAGES), "'init' parameter"),
+    "no mask": (lambda: SMLClustering(2, mask_radius=0).fit(IMAGES), "'mask_radius' parameter"),
+    "unknown device": (lambda: SMLClustering(2, device="tpu").fit(IMAGES), "'device' parameter"),
     "resolution without a pixel size": (
         lambda: SMLClustering(2, resolution=20.0).fit(IMAGES),
         "resolution.*pixel size",

@@ -1,10 +1,9 @@
 """The search over SO(3) x R^2 on a GPU: that of `_search`, its products, maxima and sums done by torch."""
 
-from contextlib import contextmanager
 
 import numpy as np
 
-from .._torch import import_torch, to_numpy
+from .._torch import full_precision, import_torch, to_numpy
 from . import _search
 from ._search import ExpectedSlices, PoseCandidates
 
@@ -12,29 +11,6 @@ __all__ = ["expected_slices_torch", "search_poses_torch"]
 
 # Bytes of a block of images on the device, at most. Fixed, so that results do not depend on what memory is free.
 _MAX_BYTES = 2**30
-
-
-@contextmanager
-def _full_precision(torch, device):
-    """Products of float32 in float32, whatever else the process allows: TF32 would keep three digits."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        if all(hasattr(setting, "fp32_precision") for setting in settings):
-            before = [setting.fp32_precision for setting in settings]
-            try:
-                for setting in settings:
-                    setting.fp32_precision = "ieee"
-                yield
-            finally:
-                for setting, value in zip(settings, before):
-                    setting.fp32_precision = value
-        else:  # torch before 2.9
-            before = torch.get_float32_matmul_precision()
-            try:
-                torch.set_float32_matmul_precision("highest")
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
 
 
 class _TorchProducts(_search._Products):
@@ -102,7 +78,7 @@ def search_poses_torch(
     if contrast_std is not None:
         contrast = None
     found = []
-    with _full_precision(torch, device):
+    with full_precision(torch, device):
         products = _TorchProducts(torch, device, images, projector, rotations, shifts, band, contrast, n_jobs)
         n_best = min(n_best, products.n_rotations)
         order = products.put(np.argsort(products.pairs, axis=None))
@@ -145,7 +121,7 @@ def expected_slices_torch(
     """
     torch = import_torch("expected_slices")
     found = []
-    with _full_precision(torch, device):
+    with full_precision(torch, device):
         products = _TorchProducts(torch, device, images, projector, rotations, shifts, band, contrast, n_jobs)
         n_points, n_rotations, n_shifts = products.n_points, products.n_rotations, products.n_shifts
         numerator = torch.zeros((n_rotations, 2 * n_points), device=device)

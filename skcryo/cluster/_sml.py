@@ -1,9 +1,11 @@
 """Statistical manifold learning: many classes of aligned particle images, with class means on a manifold."""
 
 import warnings
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike
 
+import joblib
 import numpy as np
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -11,6 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from .._callback import CallbackSupportMixin, FitProgress
+from .._ext._emd import max_threads
+from .._torch import DEVICES, accelerator
 from .._validation import (
     Interval,
     StackTagsMixin,
@@ -27,10 +31,12 @@ from ..metrics import effective_n_classes
 from ..reconstruction._half_sets import fingerprint
 from ._sml_coordinates import SMALLEST_BOX, PixelCoordinates, find_coordinates, has_images
 from ._sml_data import ParticleCoordinates, ctf_grouping
-from ._sml_fit import Features, mutual_information, posteriors, run_em, sparse_rows, start_means
-from ._sml_latent import check_grid, manifold_basis
+from ._sml_expectation import TorchExpectation, expect, posteriors
+from ._sml_fit import Features, mutual_information, run_em, sparse_rows
+from ._sml_latent import check_grid, manifold_basis, mean_positions
 from ._sml_pixels import PixelMixture
 from ._sml_space import find_signal_space
+from ._sml_start import check_averages, first_means
 from ._sml_subspace import SubspaceMixture
 
 _START_COMPONENTS = 50  # in which a fit on pixels starts
@@ -90,10 +96,13 @@ class SMLClustering(
     resolution : float, default=None
         Finest detail looked at, in Angstrom. None: 32 cycles across the box, at most Nyquist. In either case components
         end where the images' covariance shows no more signal.
-    init : {"auto", "pca", "k-means", "random"}, default="auto"
+    mask_radius : float or "auto", default="auto"
+        Radius in pixels of the disc in which the particle lies, and so the components do. "auto": found from the
+        images. numpy.inf: the whole box.
+    init : {"auto", "pca", "k-means", "random"} or array-like, default="auto"
         First class means. "pca": the latent grid along the first components (without manifold: drawn from their
         variances). "k-means": of Wiener filtered images in the components. "random": filtered images drawn by chance.
-        "auto": "pca" on a manifold, else "k-means".
+        "auto": "pca" on a manifold, else "k-means". An array of shape (n_clusters, L, L), or of rows: class averages.
     tol : float, default=1e-3
         The fit has converged when the log posterior rises by less in an iteration, per image.
     max_iter : int, default=100
@@ -101,6 +110,11 @@ class SMLClustering(
     checkpoint_dir : path, default=None
         Folder where the state is saved after every iteration; a fit that was killed goes on from there to the same
         result, if data and parameters are the same.
+    n_jobs : int, default=None
+        Threads. None: all cores (OMP_NUM_THREADS is respected). Results do not depend on it.
+    device : {"auto", "cpu", "cuda"}, default="auto"
+        Where the iterations are done. "auto": on a GPU if torch is installed and sees one, else on the CPU, without
+        torch. They are the same up to rounding.
     random_state : int, RandomState instance or None, default=None
         Of starts drawn by chance; a manifold that starts from "pca" has none.
 
@@ -127,6 +141,8 @@ class SMLClustering(
         Exponential of the entropy of the classes' occupancy.
     alpha_ : float
         The prior's precision used.
+    mask_radius_ : float or None
+        Radius in pixels of the disc of the components; None of rows that are no images.
     n_iter_ : int
     converged_ : bool
     n_features_in_ : int
@@ -180,10 +196,13 @@ class SMLClustering(
         "residual": [Interval(Real, 0, None, closed="left")],
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "resolution": [Interval(Real, 0, None, closed="neither"), None],
-        "init": [StrOptions({"auto", "pca", "k-means", "random"})],
+        "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "init": [StrOptions({"auto", "pca", "k-means", "random"}), "array-like"],
         "tol": [Interval(Real, 0, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "checkpoint_dir": [str, PathLike, None],
+        "n_jobs": [Integral, None],
+        "device": [StrOptions(set(DEVICES))],
         "random_state": ["random_state"],
     }
 
@@ -200,10 +219,13 @@ class SMLClustering(
         residual=0.1,
         n_components=50,
         resolution=None,
+        mask_radius="auto",
         init="auto",
         tol=1e-3,
         max_iter=100,
         checkpoint_dir=None,
+        n_jobs=None,
+        device="auto",
         random_state=None,
     ):
         self.n_clusters = n_clusters
@@ -216,10 +238,13 @@ class SMLClustering(
         self.residual = residual
         self.n_components = n_components
         self.resolution = resolution
+        self.mask_radius = mask_radius
         self.init = init
         self.tol = tol
         self.max_iter = max_iter
         self.checkpoint_dir = checkpoint_dir
+        self.n_jobs = n_jobs
+        self.device = device
         self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------- fit
@@ -249,6 +274,7 @@ class SMLClustering(
             `sample_weight` do not fit `X`; if `grid_shape` or `latent_dim` do not fit the manifold; if `resolution`
             leaves no band, or the pixel size is not known.
         """
+        expectation = self._expectation()
         shape = check_grid(self.manifold, self.grid_shape, self.latent_dim)
         n_clusters = self.n_clusters if shape is None else int(np.prod(shape))
         dtype = _float_dtype(X)
@@ -260,32 +286,33 @@ class SMLClustering(
                 f"n_samples={len(used)} should be >= n_clusters={n_clusters}: so many classes need as many images"
                 + ("" if len(used) == len(stack) else " of positive weight")
             )
+        init = check_averages(self.init, n_clusters, self.image_shape_)
         ctf, pixel_size = self._optics(stack, ctf)
         self._coordinates = find_coordinates(stack, self.n_features_in_, pixel_size, self.resolution)
         every = self._data(stack, ctf, pixel_size, weights)
-        data = (
-            every if len(used) == len(stack) else self._data(stack[used], _rows(ctf, used), pixel_size, weights[used])
-        )
+        data = every if len(used) == len(stack) else every.part(used)
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(stack, ctf, sample_weight))
+        saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(stack, ctf, sample_weight, init))
         with FitProgress(self, X, y, max_steps=self.max_iter + 1, sample_weight=sample_weight) as progress:
-            self._space = find_signal_space(data, self.n_components or _START_COMPONENTS)
+            radius = None if self.mask_radius == "auto" else float(self.mask_radius)
+            self._space = find_signal_space(data, self.n_components or _START_COMPONENTS, radius)
             self._mixture, nodes = self._make_mixture(data, n_clusters, shape)
             rng = np.random.RandomState(seed)
             run = run_em(
                 self._mixture,
-                lambda: self._start(data, nodes, rng),
+                lambda: first_means(init, self._space, self._mixture, data, nodes, rng),
                 Features(self._mixture, data, self._space),
                 data,
                 self,
+                expectation,
                 progress,
                 saved,
             )
         self.n_iter_, self.converged_ = run.n_iter, run.converged
         self.lower_bound_curve_ = np.array(run.curve)
         self.lower_bound_ = run.curve[-1]
-        self.alpha_ = self._mixture.alpha
-        self.latent_positions_ = self._mean_positions() if nodes is None else nodes
+        self.alpha_, self.mask_radius_ = self._mixture.alpha, self._space.radius
+        self.latent_positions_ = mean_positions(self._mixture.means, self.latent_dim) if nodes is None else nodes
         self._n_features_out = self.latent_positions_.shape[1]
         self.noise_spectrum_ = self._noise_by_ring()
         information = self._keep_classes(every, dtype)
@@ -307,15 +334,17 @@ class SMLClustering(
         dtype = np.float32 if has_images(stack, self.n_features_in_) else np.float64
         return ParticleCoordinates(stack, coordinates, ctf, pixel_size, weights, dtype)
 
-    def _fingerprint(self, stack, ctf, sample_weight):
+    def _fingerprint(self, stack, ctf, sample_weight, init):
         """Of all that the result depends on; None where nothing is saved."""
         if self.checkpoint_dir is None:
             return None
         params = self.get_params(deep=False)
         if isinstance(self.random_state, np.random.RandomState):
             params["random_state"] = "given"
-        params.pop("checkpoint_dir")
-        return fingerprint(params, stack, (ctf, sample_weight, stack.shifts))
+        for name in ("checkpoint_dir", "n_jobs", "device"):
+            params.pop(name)
+        params["init"], averages = (init, None) if isinstance(init, str) else ("given", init)
+        return fingerprint(params, stack, (ctf, sample_weight, stack.shifts, averages))
 
     def _make_mixture(self, data, n_clusters, shape):
         nodes, basis = manifold_basis(
@@ -331,40 +360,26 @@ class SMLClustering(
         space = self._space
         if isinstance(data.coordinates, PixelCoordinates):
             return PixelMixture(
-                basis, data.coordinates, [1 + v for v in space.ring_variances], alpha, _ROW_NOISE_BOUNDS, data.dtype
+                basis, data.coordinates, 1 + space.ring_variances, alpha, _ROW_NOISE_BOUNDS, data.dtype, space.ctf_modes
             ), nodes
         if self.n_components is None:
+            prior = np.maximum(space.ring_variances, 1e-12)
             return PixelMixture(
-                basis, data.coordinates, np.maximum(space.ring_variances, 1e-12), alpha, _NOISE_BOUNDS, data.dtype
+                basis, data.coordinates, prior, alpha, _NOISE_BOUNDS, data.dtype, space.ctf_modes
             ), nodes
-        return SubspaceMixture(basis, space.components, space.variances, alpha, data.dtype), nodes
+        return SubspaceMixture(
+            basis, space.components, space.variances, alpha, data.dtype, data.coordinates, space.ctf_modes
+        ), nodes
 
-    def _start(self, data, nodes, rng):
-        """First class means, in the coordinates of the mixture."""
-        space, mixture = self._space, self._mixture
-        in_components = SubspaceMixture(np.eye(1), space.components, space.variances, 1.0, data.dtype)
+    def _expectation(self):
+        """The expectation step, on threads or on a GPU."""
+        device = accelerator(self.device, caller="SMLClustering")
+        if device is not None:
+            return TorchExpectation(device)
+        return partial(expect, n_jobs=self._threads())
 
-        def wiener(n, rng):
-            index = np.sort(rng.permutation(len(data))[:n])
-            part = self._data(data.stack[index], _rows(data.ctf, index), data.pixel_size, data.weights[index])
-            found = [in_components.features(*whitened, part.coordinates) for _, *whitened in part.whitened(space)]
-            return np.concatenate([in_components.posterior_means(b, curvature) for b, curvature, _ in found])
-
-        init = self.init
-        if init == "auto":
-            init = "k-means" if nodes is None else "pca"
-        means = start_means(init, nodes, len(mixture.basis), space.variances, wiener, rng)
-        return means if isinstance(mixture, SubspaceMixture) else means @ space.components.T
-
-    def _mean_positions(self):
-        """Class means along their first principal components."""
-        means = self._mixture.means - self._mixture.means.mean(axis=0)
-        left, values, _ = np.linalg.svd(means, full_matrices=False)
-        left *= np.sign(left[np.abs(left).argmax(axis=0), np.arange(len(values))])
-        positions = np.zeros((len(means), self.latent_dim))
-        kept = min(self.latent_dim, len(values))
-        positions[:, :kept] = left[:, :kept] * values[:kept]
-        return positions
+    def _threads(self):
+        return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
 
     def _noise_by_ring(self):
         c, mixture = self._coordinates, self._mixture
@@ -437,11 +452,11 @@ class SMLClustering(
     def _posteriors(self, data):
         """Yield (where, whitened, responsibilities, log-likelihoods per unit of the images)."""
         mixture, coordinates = self._mixture, data.coordinates
-        score = mixture.scorer(coordinates)
+        tables = mixture.tables(coordinates)
         units = -0.5 * np.log(self._space.noise).sum()
         for where, *whitened in data.whitened(self._space):
             features = mixture.features(*whitened, coordinates)
-            found, likelihoods = posteriors(score, features, len(mixture.basis))
+            found, likelihoods = posteriors(tables, *features)
             yield where, whitened, found, likelihoods + units
 
     def _new(self, X, ctf):
@@ -582,7 +597,3 @@ class SMLClustering(
 def _float_dtype(X):
     """float64 stays float64; all else is returned in float32."""
     return np.float64 if getattr(X, "dtype", np.float64) == np.float64 else np.float32
-
-
-def _rows(ctf, index):
-    return None if ctf is None else ctf[index]

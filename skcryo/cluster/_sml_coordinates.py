@@ -2,6 +2,7 @@
 
 import numpy as np
 import scipy.fft
+from scipy.special import j1
 
 from ..ctf import evaluate_ctf, evaluate_ctf_radial
 from ..fourier import half_plane
@@ -86,12 +87,47 @@ class FourierCoordinates:
         spectra[:, L - (L - 1) // 2 :, 0] = spectra[:, (L - 1) // 2 : 0 : -1, 0].conj()
         return scipy.fft.irfft2(spectra, s=(L, L))
 
+    def disc_overlaps(self, radius, n):
+        """Products of the first `n` coordinates' functions over a disc around the centre of the image.
+
+        Parameters
+        ----------
+        radius : float
+            Pixels.
+        n : int
+            Even.
+
+        Returns
+        -------
+        ndarray of shape (n, n)
+            Eigenvalues are shares of power within the disc, from 0 to 1.
+        """
+        k = self._points[: n // 2]
+        phase = 2 * np.pi * (self.L // 2) * k.sum(axis=1) / self.L
+        out = np.empty((n, n))
+        differ = np.hypot(*(k[:, None] - k).transpose(2, 0, 1))
+        same = _disc_transform(differ, radius, self.L)
+        opposite = _disc_transform(np.hypot(*(k[:, None] + k).transpose(2, 0, 1)), radius, self.L)
+        less, more = phase[:, None] - phase, phase[:, None] + phase
+        out[::2, ::2] = np.cos(less) * same + np.cos(more) * opposite
+        out[1::2, 1::2] = np.cos(less) * same - np.cos(more) * opposite
+        out[::2, 1::2] = np.sin(less) * same - np.sin(more) * opposite
+        out[1::2, ::2] = out[::2, 1::2].T
+        return out
+
     def ctf_factors(self, ctf, pixel_size):
         """CTF of images in each group, (n, n_groups) float32."""
         if self.grouping == "frequency":
             values = evaluate_ctf(ctf, self.L, pixel_size, half=True)
             return np.take(values.reshape(len(ctf), -1), self._index, axis=1)
         return evaluate_ctf_radial(ctf, self._radii, pixel_size)
+
+
+def _disc_transform(k, radius, L):
+    """Fourier transform of a disc at |k| cycles per box, over the number of pixels of the box."""
+    x = 2 * np.pi * radius / L * k
+    with np.errstate(invalid="ignore"):
+        return np.pi * (radius / L) ** 2 * np.where(x > 0, 2 * j1(x) / x, 1.0)
 
 
 class PixelCoordinates:

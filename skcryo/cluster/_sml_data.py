@@ -46,6 +46,13 @@ class ParticleCoordinates:
     def __len__(self):
         return len(self.stack)
 
+    def part(self, index):
+        """The same of some images."""
+        ctf = None if self.ctf is None else self.ctf[index]
+        return ParticleCoordinates(
+            self.stack[index], self.coordinates, ctf, self.pixel_size, self.weights[index], self.dtype, self.chunk_size
+        )
+
     def chunks(self):
         """Yield (where, coordinates (n, n_coordinates), CTF factors (n or 1, n_groups))."""
         for where, images in iter_finite_chunks(self.stack, chunk_size=self.chunk_size, dtype=self.dtype):
@@ -53,26 +60,34 @@ class ParticleCoordinates:
                 images = shift_images(images, -self.stack.shifts[where]).astype(self.dtype, copy=False)
             yield where, self.coordinates.analyze(images), self._factors(where)
 
+    def ctf_chunks(self):
+        """Yield (where, CTF factors): as :meth:`chunks` without reading images."""
+        for start in range(0, 1 if self.shared else len(self), self.chunk_size):
+            where = slice(start, len(self) if self.shared else min(start + self.chunk_size, len(self)))
+            yield where, self._factors(where)
+
     def _factors(self, where):
         if self.ctf is None:
             return np.ones((1, self.coordinates.n_groups), dtype=self.dtype)
         records = self.ctf[:1] if self.shared else self.ctf[where]
         return self.coordinates.ctf_factors(records, self.pixel_size).astype(self.dtype, copy=False)
 
-    def whitened(self, space):
+    def whitened(self, space, modes=None):
         """Yield (where, filtered, squares, power) of the images relative to the mean, in units of the noise.
 
         Parameters
         ----------
         space : object with `mean` and `noise` by coordinate
             See :class:`~skcryo.cluster._sml_space.SignalSpace`.
+        modes : ndarray of shape (n_groups, n_modes), default=None
+            Orthonormal, of a space in which the squares of the CTFs lie: those are then told by as many numbers.
 
         Yields
         ------
         where : slice
         filtered : ndarray of shape (n, n_coordinates)
             c (Y - c mean) / sigma.
-        squares : ndarray of shape (n or 1, n_groups)
+        squares : ndarray of shape (n or 1, n_groups) or (n or 1, n_modes)
             c^2.
         power : ndarray of shape (n, n_rings)
             Sum over each ring of (Y - c mean)^2 / sigma^2.
@@ -86,7 +101,8 @@ class ParticleCoordinates:
             y -= c * mean
             power = ring_sums(y * y, coordinates)
             y *= c
-            yield where, y, factors**2, power
+            squares = factors**2
+            yield where, y, squares if modes is None else squares @ modes.astype(self.dtype), power
 
 
 def ring_sums(values, coordinates):

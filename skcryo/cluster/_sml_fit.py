@@ -4,13 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 
-__all__ = ["Features", "Run", "expect", "mutual_information", "posteriors", "run_em", "sparse_rows", "start_means"]
+__all__ = ["Features", "Run", "mutual_information", "run_em", "sparse_rows"]
 
 _CACHE = 2**31  # bytes of features kept from one iteration to the next
-_MOST_STARTED = 20000  # images that k-means starts from, or 10 a class
 _ALPHA_BOUNDS = (0.1, 10.0)
 _ALPHA_FROM = 5  # iterations before alpha is estimated anew: by near-uniform responsibilities all nodes collapse
 
@@ -36,7 +33,7 @@ class Features:
             yield from self._kept
             return
         kept, size = [], 0
-        for where, *whitened in self.data.whitened(self.space):
+        for where, *whitened in self.data.whitened(self.space, self.space.ctf_modes):
             features = self.mixture.features(*whitened, self.data.coordinates)
             size += sum(part.nbytes for part in features)
             if kept is not None:
@@ -47,36 +44,7 @@ class Features:
         self._kept = kept
 
 
-def posteriors(score, features, n_clusters):
-    """Responsibilities, equation 9, and log-likelihoods, the logarithm of equation 6, of some images.
-
-    Returns
-    -------
-    responsibilities : ndarray of shape (n, n_clusters)
-    log_likelihoods : ndarray of shape (n,), float64
-    """
-    logits, base = score(*features)
-    top = logits.max(axis=1, keepdims=True)
-    logits -= top
-    np.exp(logits, out=logits)
-    sums = logits.sum(axis=1, keepdims=True)
-    logits /= sums
-    return logits, base + top[:, 0] + np.log(sums[:, 0]) - np.log(n_clusters)
-
-
-def expect(mixture, features, weights, coordinates):
-    """Sums that the maximisation needs, and the weighted sum of log-likelihoods."""
-    score, sums, total = mixture.scorer(coordinates), mixture.new_sums(), 0.0
-    for where, part in features:
-        responsibilities, likelihoods = posteriors(score, part, len(mixture.basis))
-        w = weights[where]
-        responsibilities *= w[:, None].astype(responsibilities.dtype)
-        mixture.add(sums, part, responsibilities, w)
-        total += float(w @ likelihoods)
-    return sums, total
-
-
-def run_em(mixture, start, features, data, params, progress, saved):
+def run_em(mixture, start, features, data, params, expectation, progress, saved):
     """Iterate until the log posterior rises by less than `tol` an image.
 
     Parameters
@@ -89,6 +57,8 @@ def run_em(mixture, start, features, data, params, progress, saved):
     data : ParticleCoordinates
     params : SMLClustering
         For `tol`, `max_iter` and `alpha`.
+    expectation : callable
+        Of tables, features and weights: :func:`~skcryo.cluster._sml_expectation.expect`, where it is done.
     progress : FitProgress
     saved : StageCheckpoints
 
@@ -96,7 +66,7 @@ def run_em(mixture, start, features, data, params, progress, saved):
     -------
     Run
     """
-    run, total = Run(), data.weights.sum()
+    run, total, modes = Run(), data.weights.sum(), features.space.ctf_modes
     before = saved.load("em")
     if before is None:
         mixture.start(start())
@@ -107,8 +77,8 @@ def run_em(mixture, start, features, data, params, progress, saved):
         run = Run(info["n_iter"], curve=info["curve"])
     while not run.converged and not progress.stopped:
         with progress.step("iteration", attributes=lambda: {"n_iter_": run.n_iter, "lower_bound_": run.curve[-1]}):
-            sums, likelihood = expect(mixture, features, data.weights, data.coordinates)
-            bound = (likelihood + mixture.log_prior()) / total
+            sums = expectation(mixture.tables(data.coordinates, modes), features, data.weights)
+            bound = float(sums["log_likelihood"] + mixture.log_prior()) / total
             run.curve.append(bound)
             settled = run.n_iter > 0 and abs(bound - run.curve[-2]) < params.tol
             run.converged = bool(settled)
@@ -120,46 +90,6 @@ def run_em(mixture, start, features, data, params, progress, saved):
             run.n_iter += 1
             saved.save("em", mixture.state(), {"n_iter": run.n_iter, "curve": run.curve})
     return run
-
-
-def start_means(init, nodes, n_clusters, variances, wiener, rng):
-    """First class means in the components.
-
-    Parameters
-    ----------
-    init : {"pca", "k-means", "random"}
-        "pca": the latent grid laid along the first components, each stretched to its variance (of no manifold: means
-        drawn from the components' variances). "k-means": its centres; on a manifold each goes to a node such that
-        nodes stay near their places along the first components. "random": images, Wiener filtered.
-    nodes : ndarray of shape (n_clusters, ndim) or None
-    n_clusters : int
-    variances : ndarray of shape (n_components,)
-    wiener : callable
-        Of the number of images wanted and the generator, that many images' coefficients.
-    rng : RandomState
-
-    Returns
-    -------
-    means : ndarray of shape (n_clusters, n_components)
-    """
-    n = len(variances)
-    laid = None
-    if nodes is not None:
-        laid = np.zeros((n_clusters, n))
-        ndim = min(nodes.shape[1], n)
-        spread = nodes[:, :ndim] - nodes[:, :ndim].mean(axis=0)
-        deviations = spread.std(axis=0)
-        laid[:, :ndim] = spread / np.where(deviations > 0, deviations, 1) * np.sqrt(variances[:ndim])
-    if init == "pca":
-        return rng.standard_normal((n_clusters, n)) * np.sqrt(variances) if laid is None else laid
-    if init == "random":
-        return wiener(n_clusters, rng)
-    points = wiener(max(_MOST_STARTED, 10 * n_clusters), rng)
-    centres = KMeans(n_clusters, n_init=1, random_state=rng).fit(points).cluster_centers_
-    if laid is None:
-        return centres
-    distances = ((laid[:, None] - centres[None]) ** 2).sum(axis=2)
-    return centres[linear_sum_assignment(distances)[1]]
 
 
 def sparse_rows(responsibilities, least):

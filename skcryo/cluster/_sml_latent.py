@@ -4,7 +4,7 @@ from numbers import Integral
 
 import numpy as np
 
-__all__ = ["check_grid", "even_shape", "grid_nodes", "manifold_basis", "sphere_nodes"]
+__all__ = ["check_grid", "even_shape", "grid_nodes", "manifold_basis", "mean_positions", "sphere_nodes"]
 
 _WIDEST = 0.6  # of the sphere's radius, or half the grid's longest side: wider, few nodes would all be one
 _KEPT = 1e-10  # of the largest eigenvalue: less spans nothing
@@ -106,8 +106,8 @@ def manifold_basis(manifold, n_nodes, *, shape=None, latent_dim=2, n_basis=None,
         None of no manifold.
     basis : ndarray of shape (n_nodes, n_functions), float64
         The Gaussians and a constant; scaled to a mean square of 1 over nodes, summed over functions, so that weights
-        of variance v make class means of variance v. With a residual, the symmetric root of the class means'
-        covariance under the prior of equation 8: as many functions as nodes, and the same model.
+        of variance v make class means of variance v. Then turned: columns are the principal axes of the class means'
+        covariance under the prior of equation 8, residual included, and orthogonal; the model is the same.
     """
     if manifold == "none":
         return None, np.eye(n_nodes)
@@ -127,12 +127,10 @@ def manifold_basis(manifold, n_nodes, *, shape=None, latent_dim=2, n_basis=None,
         spacing = max((s for s, m in zip(spacings, centre_shape) if m > 1), default=1.0)
     basis = np.concatenate([_gaussians(nodes, centres, min(width * spacing, _WIDEST)), np.ones((n_nodes, 1))], axis=1)
     basis /= np.sqrt((basis**2).sum(axis=1).mean())
-    if residual > 0:
-        covariance = (basis @ basis.T + residual * np.eye(n_nodes)) / (1 + residual)
-        values, vectors = np.linalg.eigh(covariance)
-        kept = values > _KEPT * values[-1]
-        basis = vectors[:, kept] * np.sqrt(values[kept])
-    return nodes, basis
+    covariance = (basis @ basis.T + residual * np.eye(n_nodes)) / (1 + residual)
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > _KEPT * values[-1]
+    return nodes, vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _centre_shape(shape, n_basis):
@@ -141,3 +139,14 @@ def _centre_shape(shape, n_basis):
         return tuple(max(round(0.8 * n), 1) for n in shape)
     share = (n_basis / np.prod(shape)) ** (1 / sum(n > 1 for n in shape)) if max(shape) > 1 else 1.0
     return tuple(max(round(share * n), 1) if n > 1 else 1 for n in shape)
+
+
+def mean_positions(means, n):
+    """Independent class means along their first `n` principal components, (n_clusters, n)."""
+    means = means - means.mean(axis=0)
+    left, values, _ = np.linalg.svd(means, full_matrices=False)
+    left *= np.sign(left[np.abs(left).argmax(axis=0), np.arange(len(values))])
+    positions = np.zeros((len(means), n))
+    kept = min(n, len(values))
+    positions[:, :kept] = left[:, :kept] * values[:kept]
+    return positions

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from ._sml_data import ring_sums
+from ._sml_expectation import Tables
 
 __all__ = ["PixelMixture"]
 
@@ -26,6 +27,8 @@ class PixelMixture:
         Within which equation 12 may change the noise's variance.
     dtype : dtype
         Of the products over images.
+    modes : ndarray of shape (n_groups, n_modes), default=None
+        In which the squares of the CTFs of the images of a fit are told. None: by group.
 
     Attributes
     ----------
@@ -33,10 +36,10 @@ class PixelMixture:
     precision : ndarray of shape (n_rings,), float64
     """
 
-    def __init__(self, basis, coordinates, prior_variances, alpha, noise_bounds, dtype):
+    def __init__(self, basis, coordinates, prior_variances, alpha, noise_bounds, dtype, modes=None):
         self.basis, self.coordinates = basis, coordinates
         self.prior_variances = np.asarray(prior_variances, np.float64)
-        self.alpha, self.noise_bounds, self.dtype = float(alpha), noise_bounds, dtype
+        self.alpha, self.noise_bounds, self.dtype, self.modes = float(alpha), noise_bounds, dtype, modes
         self.precision = np.ones(coordinates.n_rings)
         self.weights = np.zeros((basis.shape[1], coordinates.n_coordinates))
 
@@ -64,77 +67,58 @@ class PixelMixture:
         """Of whitened images, what an iteration needs."""
         return filtered, squares, power
 
-    def scorer(self, coordinates):
-        """A function of features: log-likelihoods of classes and, the same for all classes, of the rest.
+    def tables(self, coordinates, modes=None):
+        """What multiplies the features of images in `coordinates`: see :class:`Tables`.
+
+        Parameters
+        ----------
+        coordinates : FourierCoordinates or PixelCoordinates
+        modes : ndarray of shape (n_groups, n_modes), default=None
+            In which the squares of the images' CTFs are told. None: by group.
 
         Returns
         -------
-        score : callable
-            Of (filtered, squares, power), ``(logits (n, n_clusters), base (n,))``: the logarithm of equation 4 is their
-            sum, per unit of the whitened coordinates. The logits are two matrix products.
+        Tables
         """
-        precision = self.precision[self.coordinates.rings]
-        means = self.means
-        weighted = np.ascontiguousarray((means * precision).T.astype(self.dtype))
-        energies = np.add.reduceat(means**2 * precision, coordinates.starts, axis=1) / 2
-        energies = np.ascontiguousarray(energies.T.astype(self.dtype))
-        sizes = self.coordinates.ring_sizes
-        constant = (sizes * np.log(self.precision / (2 * np.pi))).sum() / 2
-
-        def score(filtered, squares, power):
-            logits = filtered @ weighted
-            logits -= squares @ energies
-            return logits, constant - power.astype(np.float64) @ self.precision / 2
-
-        return score
+        precision, means = self.precision[self.coordinates.rings], self.means
+        energies = np.add.reduceat(means**2 * precision, coordinates.starts, axis=1).T / 2
+        if modes is not None:
+            energies = modes.T @ energies
+        constant = (self.coordinates.ring_sizes * np.log(self.precision / (2 * np.pi))).sum() / 2
+        columns = (means * precision).T
+        return Tables(
+            np.ascontiguousarray(columns.astype(self.dtype)), energies.astype(self.dtype), self.precision / 2, constant
+        )
 
     # --------------------------------------------------------------------------------------- maximisation
-    def new_sums(self):
-        """Sums over images that :meth:`maximize` needs, of no image."""
-        n_clusters, c = len(self.basis), self.coordinates
-        return {
-            "filtered": np.zeros((n_clusters, c.n_coordinates)),
-            "squares": np.zeros((n_clusters, c.n_groups)),
-            "power": np.zeros(c.n_rings),
-            "total": 0.0,
-        }
-
-    def add(self, sums, features, responsibilities, weights):
-        """Add images to the sums; responsibilities are multiplied by the images' weights already."""
-        filtered, squares, power = features
-        sums["filtered"] += responsibilities.T @ filtered
-        if len(squares) == 1:
-            sums["squares"] += np.outer(responsibilities.sum(axis=0, dtype=np.float64), squares[0])
-        else:
-            sums["squares"] += responsibilities.T @ squares
-        sums["power"] += weights @ power.astype(np.float64)
-        sums["total"] += float(weights.sum())
-
     def maximize(self, sums):
         """Weights by equation 11, then the noise by equation 12.
 
         Given the responsibilities, the coordinates of a group share the system
         ``(beta basis^T diag(sum_i R c^2) basis + alpha / variance) W = beta basis^T sum_i R c Y``.
         """
-        c = self.coordinates
-        right = self.basis.T @ sums["filtered"]
+        c, squares = self.coordinates, self._by_group(sums["squares"])
+        right = self.basis.T @ sums["linear"]
         identity = np.eye(self.basis.shape[1])
         independent = self.basis.shape[0] == self.basis.shape[1] and np.array_equal(self.basis, identity)
         for group, start in enumerate(c.starts):
             inside = slice(start, c.starts[group + 1] if group + 1 < c.n_groups else c.n_coordinates)
             ring = c.rings[start]
             beta, prior = self.precision[ring], self.alpha / self.prior_variances[ring]
-            share = beta * sums["squares"][:, group]
+            share = beta * squares[:, group]
             if independent:
                 self.weights[:, inside] = beta * right[:, inside] / (share + prior)[:, None]
             else:
                 system = self.basis.T @ (share[:, None] * self.basis) + prior * identity
                 self.weights[:, inside] = cho_solve(cho_factor(system), beta * right[:, inside])
-        self._update_noise(sums)
+        self._update_noise(sums, squares)
 
-    def _update_noise(self, sums):
+    def _by_group(self, squares):
+        return squares if self.modes is None else (squares @ self.modes.T).clip(0)
+
+    def _update_noise(self, sums, squares):
         c, means = self.coordinates, self.means
-        explained = (means * (2 * sums["filtered"] - means * sums["squares"][:, c.groups])).sum(axis=0)
+        explained = (means * (2 * sums["linear"] - means * squares[:, c.groups])).sum(axis=0)
         left = sums["power"] - ring_sums(explained, c)
         variances = np.clip(left / (sums["total"] * c.ring_sizes), *self.noise_bounds)
         self.precision = 1 / variances
@@ -146,11 +130,11 @@ class PixelMixture:
 
     def reestimate_alpha(self, sums):
         """MacKay's update: effective parameters over the weights' sum of squares."""
-        c = self.coordinates
+        c, squares = self.coordinates, self._by_group(sums["squares"])
         effective = 0.0
         for group in range(c.n_groups):
             ring = c.rings[c.starts[group]]
-            share = self.precision[ring] * sums["squares"][:, group]
+            share = self.precision[ring] * squares[:, group]
             curvature = np.linalg.eigvalsh(self.basis.T @ (share[:, None] * self.basis)).clip(0)
             prior = self.alpha / self.prior_variances[ring]
             effective += np.count_nonzero(c.groups == group) * (curvature / (curvature + prior)).sum()

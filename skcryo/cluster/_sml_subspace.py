@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ._sml_expectation import Tables
+
 __all__ = ["SubspaceMixture"]
 
 _CG_TOL = 1e-6  # of the right-hand side
@@ -12,13 +14,15 @@ _SOLVE_BYTES = 64 * 2**20
 class SubspaceMixture:
     """Class means on a manifold within a linear subspace, ``A = basis @ weights @ components.T``.
 
-    Every image enters through ``b = V^T c (Y - c mean)`` and ``H = V^T diag(c^2) V``, computed once: the likelihood of
-    class mean z is ``exp(b z - z H z / 2)``, exactly that of the pixels. CTFs couple the components, hence all weights:
-    equation 11 becomes one system of n_functions x n_components unknowns, solved by conjugate gradients.
+    Every image enters through ``b = V^T c (Y - c mean)`` and ``H = V^T diag(c^2) V``: the likelihood of class mean z is
+    ``exp(b z - z H z / 2)``, exactly that of the pixels. H is linear in the squares of the image's CTF, of which a few
+    modes tell all; it is never made for single images. CTFs couple the components, hence all weights: equation 11
+    becomes one system of n_functions x n_components unknowns, solved by conjugate gradients.
 
     Parameters
     ----------
     basis : ndarray of shape (n_clusters, n_functions), float64
+        With orthogonal columns.
     components : ndarray of shape (n_coordinates, n_components)
         In units of the noise; they need not be orthonormal.
     variances : ndarray of shape (n_components,)
@@ -27,20 +31,23 @@ class SubspaceMixture:
         The prior of equation 8: precision of weights relative to `variances`.
     dtype : dtype
         Of the products over images.
+    coordinates : FourierCoordinates
+        Of the images of a fit.
+    modes : ndarray of shape (n_groups, n_modes), default=None
+        In which the squares of the CTFs of these images are told. None: by group.
 
     Attributes
     ----------
     weights : ndarray of shape (n_functions, n_components), float64
     """
 
-    def __init__(self, basis, components, variances, alpha, dtype):
+    def __init__(self, basis, components, variances, alpha, dtype, coordinates, modes=None):
         self.basis, self.components = basis, components
         self.variances, self.alpha, self.dtype = np.asarray(variances, np.float64), float(alpha), dtype
         n = len(variances)
         self._pairs = np.triu_indices(n)
-        self._half = np.where(self._pairs[0] == self._pairs[1], 0.5, 1.0)
+        self._products = self.products(coordinates, modes)
         self.weights = np.zeros((basis.shape[1], n))
-        self._products = None
 
     @property
     def means(self):
@@ -62,54 +69,40 @@ class SubspaceMixture:
 
     # ---------------------------------------------------------------------------------------- expectation
     def features(self, filtered, squares, power, coordinates):
-        """Of whitened images: b, the upper triangle of H, and the power of the image relative to the mean."""
-        b = filtered @ self.components.astype(self.dtype)
-        return b, squares @ self._group_products(coordinates), power.sum(axis=1)
+        """Of whitened images: b, the squares of their CTFs, and the power of the image relative to the mean."""
+        return filtered @ self.components.astype(self.dtype), squares, power.sum(axis=1, keepdims=True)
 
-    def _group_products(self, coordinates):
-        """Products of pairs of components, summed over each group: (n_groups, n_pairs)."""
-        if self._products is None or self._products[0] is not coordinates:
-            i, j = self._pairs
-            products = np.empty((coordinates.n_groups, len(i)), dtype=self.dtype)
-            ends = np.append(coordinates.starts[1:], coordinates.n_coordinates)
-            for group, (start, end) in enumerate(zip(coordinates.starts, ends)):
-                part = self.components[start:end]
-                products[group] = (part.T @ part)[i, j]
-            self._products = coordinates, products
-        return self._products[1]
-
-    def scorer(self, coordinates):
-        """A function of features: log-likelihoods of classes and, the same for all classes, of the rest."""
+    def tables(self, coordinates, modes=None):
+        """What multiplies the features of images: as :meth:`PixelMixture.tables`."""
         means = self.means
-        columns = np.ascontiguousarray(means.T.astype(self.dtype))
-        i, j = self._pairs
-        quadratic = np.ascontiguousarray((means[:, i] * means[:, j] * self._half).T.astype(self.dtype))
+        energies = np.add.reduceat((means @ self.components.T) ** 2, coordinates.starts, axis=1).T / 2
+        if modes is not None:
+            energies = modes.T @ energies
         constant = -0.5 * len(self.components) * np.log(2 * np.pi)
+        return Tables(
+            np.ascontiguousarray(means.T.astype(self.dtype)), energies.astype(self.dtype), np.array([0.5]), constant
+        )
 
-        def score(b, curvature, power):
-            logits = b @ columns
-            logits -= curvature @ quadratic
-            return logits, constant - power.astype(np.float64) / 2
+    def products(self, coordinates, modes=None):
+        """Products of pairs of components, summed over groups or modes: what makes H of squares of CTFs.
 
-        return score
+        Returns
+        -------
+        ndarray of shape (n_squares, n_pairs), float64
+            Of the pairs of the upper triangle.
+        """
+        i, j = self._pairs
+        products = np.empty((coordinates.n_groups, len(i)))
+        ends = np.append(coordinates.starts[1:], coordinates.n_coordinates)
+        for group, (start, end) in enumerate(zip(coordinates.starts, ends)):
+            part = self.components[start:end]
+            products[group] = (part.T @ part)[i, j]
+        return products if modes is None else modes.T @ products
 
     # --------------------------------------------------------------------------------------- maximisation
-    def new_sums(self):
-        """Sums over images that :meth:`maximize` needs, of no image."""
-        n_clusters = len(self.basis)
-        return {"b": np.zeros((n_clusters, len(self.variances))), "H": np.zeros((n_clusters, len(self._half)))}
-
-    def add(self, sums, features, responsibilities, weights):
-        """Add images to the sums; responsibilities are multiplied by the images' weights already."""
-        b, curvature, _ = features
-        sums["b"] += responsibilities.T @ b
-        if len(curvature) == 1:
-            sums["H"] += np.outer(responsibilities.sum(axis=0, dtype=np.float64), curvature[0])
-        else:
-            sums["H"] += responsibilities.T @ curvature
-
-    def _squares(self, packed):
-        n = len(self.variances)
+    def _curvature(self, squares):
+        """H, or its sum, of the squares of CTFs: (n, n_components, n_components)."""
+        n, packed = len(self.variances), squares @ self._products
         full = np.empty((len(packed), n, n))
         i, j = self._pairs
         full[:, i, j] = packed
@@ -118,12 +111,12 @@ class SubspaceMixture:
 
     def maximize(self, sums):
         """Weights by equation 11, the system of all functions and components."""
-        curvature = self._squares(sums["H"])
+        curvature = self._curvature(sums["squares"])
         n_clusters, n_functions = self.basis.shape
         # in these units the prior is alpha times the identity
         unit = np.sqrt(self.variances)
         curvature *= unit[:, None] * unit
-        linear = sums["b"] * unit
+        linear = sums["linear"] * unit
         if n_clusters == n_functions and np.array_equal(self.basis, np.eye(n_clusters)):
             curvature += self.alpha * np.eye(len(unit))
             self.weights = np.linalg.solve(curvature, linear[:, :, None])[:, :, 0] * unit
@@ -131,21 +124,15 @@ class SubspaceMixture:
             self.weights = self._solve(curvature, linear, self.weights / unit) * unit
 
     def _solve(self, curvature, linear, weights):
-        """Conjugate gradients, preconditioned by the system in which all classes share the shape of the curvature.
-
-        Without CTFs that is the system itself, and one step is enough.
-        """
-        shares = np.einsum("kii->k", curvature)
-        shares /= max(shares.sum(), 1e-300)
-        shape, axes = np.linalg.eigh(curvature.sum(axis=0))
-        gram, functions = np.linalg.eigh(self.basis.T @ (shares[:, None] * self.basis))
-        inverse = 1 / (np.outer(gram.clip(0), shape.clip(0)) + self.alpha)
+        """Conjugate gradients, preconditioned by the system in which all classes have the same curvature."""
+        shape, axes = np.linalg.eigh(curvature.mean(axis=0))
+        inverse = 1 / (np.outer((self.basis**2).sum(axis=0), shape.clip(0)) + self.alpha)
 
         def operator(w):
             return self.basis.T @ np.matmul(curvature, (self.basis @ w)[:, :, None])[:, :, 0] + self.alpha * w
 
         def precondition(r):
-            return functions @ (inverse * (functions.T @ r @ axes)) @ axes.T
+            return (inverse * (r @ axes)) @ axes.T
 
         right = self.basis.T @ linear
         residual = right - operator(weights)
@@ -171,7 +158,7 @@ class SubspaceMixture:
     def reestimate_alpha(self, sums):
         """MacKay's update: effective parameters over the weights' sum of squares, all classes of one curvature."""
         unit = np.sqrt(self.variances)
-        curvature = self._squares(sums["H"]) * (unit[:, None] * unit)
+        curvature = self._curvature(sums["squares"]) * (unit[:, None] * unit)
         shares = np.einsum("kii->k", curvature)
         shares /= max(shares.sum(), 1e-300)
         shape = np.linalg.eigvalsh(curvature.sum(axis=0)).clip(0)
@@ -179,14 +166,14 @@ class SubspaceMixture:
         known = np.outer(gram, shape)
         return (known / (known + self.alpha)).sum() / max(-2 * self.log_prior() / self.alpha, 1e-300)
 
-    def posterior_means(self, b, curvature):
+    def posterior_means(self, b, squares):
         """Coefficients of single images as expected under a Gaussian prior of `variances` (Wiener filter)."""
         n, unit = len(self.variances), np.sqrt(self.variances)
         out = np.empty((len(b), n))
         size = max(1, _SOLVE_BYTES // (8 * n * n))
         for start in range(0, len(b), size):
             part = slice(start, start + size)
-            packed = curvature[part] if len(curvature) > 1 else curvature
-            system = self._squares(packed.astype(np.float64)) * (unit[:, None] * unit) + np.eye(n)
+            system = self._curvature((squares[part] if len(squares) > 1 else squares).astype(np.float64))
+            system = system * (unit[:, None] * unit) + np.eye(n)
             out[part] = np.linalg.solve(system, (b[part] * unit)[:, :, None])[:, :, 0] * unit
         return out

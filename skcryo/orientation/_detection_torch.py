@@ -3,8 +3,7 @@
 import numpy as np
 
 from .._ext import _common_lines as _kernels
-from .._torch import import_torch
-from ..alignment._search_torch import _full_precision
+from .._torch import full_precision, import_torch
 from ._detection import N_CANDIDATES, NARROW, PairSearch
 from ._detection_reference import NEGLIGIBLE, STEEPEST
 from ._radial_lines import FINE
@@ -41,7 +40,7 @@ class TorchPairSearch(PairSearch):
         found = np.empty((4, len(first), len(second)), dtype=np.float32)
         per_image = 8 * self.lines.n_lines**2 * len(second)
         step = max(1, _MAX_BYTES[self.device.type] // per_image)
-        with _full_precision(self.torch, self.device):
+        with full_precision(self.torch, self.device):
             for start in range(0, len(first), step):
                 rows = slice(start, start + step)
                 found[:, rows] = self._compare(first[rows], second).cpu().numpy()
