@@ -92,10 +92,10 @@ class SMLClustering(
         without a manifold.
     n_components : int or None, default=50
         Principal components, with CTFs undone, in the span of which class means lie. None: no such bound; slower and,
-        in noise, less accurate. Rows that are no images have none.
+        in noise, less accurate. Rows that are no images have none. In either case class means differ only up to the
+        last ring in which the images' covariance shows signal.
     resolution : float, default=None
-        Finest detail looked at, in Angstrom. None: 32 cycles across the box, at most Nyquist. In either case components
-        end where the images' covariance shows no more signal.
+        Finest detail looked at, in Angstrom. None: 32 cycles across the box, at most Nyquist.
     mask_radius : float or "auto", default="auto"
         Radius in pixels of the disc in which the particle lies, and so the components do. "auto": found from the
         images. numpy.inf: the whole box.
@@ -365,7 +365,7 @@ class SMLClustering(
         if self.n_components is None:
             prior = np.maximum(space.ring_variances, 1e-12)
             return PixelMixture(
-                basis, data.coordinates, prior, alpha, _NOISE_BOUNDS, data.dtype, space.ctf_modes
+                basis, data.coordinates, prior, alpha, _NOISE_BOUNDS, data.dtype, space.ctf_modes, space.n_kept
             ), nodes
         return SubspaceMixture(
             basis, space.components, space.variances, alpha, data.dtype, data.coordinates, space.ctf_modes
@@ -585,13 +585,14 @@ class SMLClustering(
         check_is_fitted(self)
         rng, mixture = check_random_state(random_state), self._mixture
         labels = rng.randint(len(mixture.basis), size=n_samples).astype(np.int32)
-        means = mixture.means[labels]
-        deviation = 1.0
+        images = rng.standard_normal((n_samples, self._coordinates.n_coordinates))
+        means = mixture.means
         if isinstance(mixture, SubspaceMixture):
-            means = means @ self._space.components.T
+            means = means @ mixture.components.T
         else:
-            deviation = 1 / np.sqrt(mixture.precision[self._coordinates.rings])
-        return self._images(means + deviation * rng.standard_normal(means.shape)), labels
+            images /= np.sqrt(mixture.precision[self._coordinates.rings])
+        images[:, : means.shape[1]] += means[labels]
+        return self._images(images), labels
 
 
 def _float_dtype(X):

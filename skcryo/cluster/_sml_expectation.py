@@ -8,7 +8,7 @@ import numpy as np
 from .._torch import full_precision, import_torch, to_numpy
 from ..alignment._polar_search import one_blas_thread
 
-__all__ = ["Tables", "TorchExpectation", "expect", "posteriors"]
+__all__ = ["Tables", "TorchExpectation", "expect", "group_energies", "posteriors"]
 
 _ON_DEVICE = 2**32  # bytes of features that stay there from one iteration to the next
 
@@ -31,6 +31,27 @@ class Tables:
     energies: np.ndarray
     precision: np.ndarray
     constant: float
+
+
+def group_energies(means, coordinates, modes=None):
+    """Half the squares of class means, summed over the groups that share a CTF, as :class:`Tables` want them.
+
+    Parameters
+    ----------
+    means : ndarray of shape (n_clusters, n)
+        The first n coordinates, in whole rings; the others are zero.
+    coordinates : FourierCoordinates or PixelCoordinates
+    modes : ndarray of shape (n_groups, n_modes), default=None
+
+    Returns
+    -------
+    energies : ndarray of shape (n_groups, n_clusters) or (n_modes, n_clusters)
+    """
+    starts = coordinates.starts[coordinates.starts < means.shape[1]]
+    energies = np.add.reduceat(means**2, starts, axis=1).T / 2
+    if modes is not None:
+        return modes[: len(starts)].T @ energies
+    return np.concatenate([energies, np.zeros((coordinates.n_groups - len(starts), len(means)))])
 
 
 def posteriors(tables, linear, squares, power):

@@ -1,10 +1,9 @@
 """Expectation-maximisation of statistical manifold learning on all coordinates of the images."""
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from ._sml_data import ring_sums
-from ._sml_expectation import Tables
+from ._sml_expectation import Tables, group_energies
+from ._sml_solve import conjugate_gradients
 
 __all__ = ["PixelMixture"]
 
@@ -18,6 +17,7 @@ class PixelMixture:
     Parameters
     ----------
     basis : ndarray of shape (n_clusters, n_functions), float64
+        With orthogonal columns.
     coordinates : FourierCoordinates or PixelCoordinates
     prior_variances : ndarray of shape (n_rings,)
         Of the class means under the prior with ``alpha = 1``.
@@ -29,29 +29,33 @@ class PixelMixture:
         Of the products over images.
     modes : ndarray of shape (n_groups, n_modes), default=None
         In which the squares of the CTFs of the images of a fit are told. None: by group.
+    n_kept : int, default=None
+        The first coordinates, in whole rings, in which class means may differ; in all others they are the mean. None:
+        all.
 
     Attributes
     ----------
-    weights : ndarray of shape (n_functions, n_coordinates), float64
+    weights : ndarray of shape (n_functions, n_kept), float64
     precision : ndarray of shape (n_rings,), float64
     """
 
-    def __init__(self, basis, coordinates, prior_variances, alpha, noise_bounds, dtype, modes=None):
+    def __init__(self, basis, coordinates, prior_variances, alpha, noise_bounds, dtype, modes=None, n_kept=None):
         self.basis, self.coordinates = basis, coordinates
         self.prior_variances = np.asarray(prior_variances, np.float64)
         self.alpha, self.noise_bounds, self.dtype, self.modes = float(alpha), noise_bounds, dtype, modes
         self.precision = np.ones(coordinates.n_rings)
-        self.weights = np.zeros((basis.shape[1], coordinates.n_coordinates))
+        self.n_kept = coordinates.n_coordinates if n_kept is None else n_kept
+        self.weights = np.zeros((basis.shape[1], self.n_kept))
 
     @property
     def means(self):
-        """Class means (n_clusters, n_coordinates)."""
+        """Class means (n_clusters, n_kept)."""
         return self.basis @ self.weights
 
     def start(self, means):
         """Weights of which the class means are nearest to those given."""
         gram = self.basis.T @ self.basis + 1e-3 * np.eye(self.basis.shape[1])
-        self.weights = np.linalg.solve(gram, self.basis.T @ means)
+        self.weights = np.linalg.solve(gram, self.basis.T @ means[:, : self.n_kept])
 
     def state(self):
         """What a checkpoint keeps."""
@@ -65,7 +69,7 @@ class PixelMixture:
     # ---------------------------------------------------------------------------------------- expectation
     def features(self, filtered, squares, power, coordinates):
         """Of whitened images, what an iteration needs."""
-        return filtered, squares, power
+        return np.ascontiguousarray(filtered[:, : self.n_kept]), squares, power
 
     def tables(self, coordinates, modes=None):
         """What multiplies the features of images in `coordinates`: see :class:`Tables`.
@@ -80,10 +84,8 @@ class PixelMixture:
         -------
         Tables
         """
-        precision, means = self.precision[self.coordinates.rings], self.means
-        energies = np.add.reduceat(means**2 * precision, coordinates.starts, axis=1).T / 2
-        if modes is not None:
-            energies = modes.T @ energies
+        precision, means = self.precision[self.coordinates.rings[: self.n_kept]], self.means
+        energies = group_energies(means * np.sqrt(precision), coordinates, modes)
         constant = (self.coordinates.ring_sizes * np.log(self.precision / (2 * np.pi))).sum() / 2
         columns = (means * precision).T
         return Tables(
@@ -94,48 +96,53 @@ class PixelMixture:
     def maximize(self, sums):
         """Weights by equation 11, then the noise by equation 12.
 
-        Given the responsibilities, the coordinates of a group share the system
-        ``(beta basis^T diag(sum_i R c^2) basis + alpha / variance) W = beta basis^T sum_i R c Y``.
+        Given the responsibilities, each coordinate has the system
+        ``(beta basis^T diag(sum_i R c^2) basis + alpha / variance) W = beta basis^T sum_i R c Y``. They are solved side
+        by side by conjugate gradients, preconditioned by what they are if all classes are seen as much.
         """
-        c, squares = self.coordinates, self._by_group(sums["squares"])
-        right = self.basis.T @ sums["linear"]
-        identity = np.eye(self.basis.shape[1])
-        independent = self.basis.shape[0] == self.basis.shape[1] and np.array_equal(self.basis, identity)
-        for group, start in enumerate(c.starts):
-            inside = slice(start, c.starts[group + 1] if group + 1 < c.n_groups else c.n_coordinates)
-            ring = c.rings[start]
-            beta, prior = self.precision[ring], self.alpha / self.prior_variances[ring]
-            share = beta * squares[:, group]
-            if independent:
-                self.weights[:, inside] = beta * right[:, inside] / (share + prior)[:, None]
-            else:
-                system = self.basis.T @ (share[:, None] * self.basis) + prior * identity
-                self.weights[:, inside] = cho_solve(cho_factor(system), beta * right[:, inside])
+        squares = self._by_coordinate(sums["squares"])
+        beta = self.precision[self.coordinates.rings[: self.n_kept]]
+        prior = self.alpha / self.prior_variances[self.coordinates.rings[: self.n_kept]]
+        share, right = beta * squares, beta * (self.basis.T @ sums["linear"])
+        if self.basis.shape[0] == self.basis.shape[1] and np.array_equal(self.basis, np.eye(len(self.basis))):
+            self.weights = right / (share + prior)
+        else:
+            inverse = 1 / ((self.basis**2).sum(axis=0)[:, None] * share.mean(axis=0) + prior)
+            self.weights = conjugate_gradients(
+                lambda w: self.basis.T @ (share * (self.basis @ w)) + prior * w,
+                lambda r: inverse * r,
+                right,
+                self.weights,
+                axis=0,
+            )
         self._update_noise(sums, squares)
 
-    def _by_group(self, squares):
-        return squares if self.modes is None else (squares @ self.modes.T).clip(0)
+    def _by_coordinate(self, squares):
+        """sum_i R c^2 of each kept coordinate, (n_clusters, n_kept)."""
+        if self.modes is not None:
+            squares = (squares @ self.modes.T).clip(0)
+        return squares[:, self.coordinates.groups[: self.n_kept]]
 
     def _update_noise(self, sums, squares):
         c, means = self.coordinates, self.means
-        explained = (means * (2 * sums["linear"] - means * squares[:, c.groups])).sum(axis=0)
-        left = sums["power"] - ring_sums(explained, c)
+        explained = (means * (2 * sums["linear"] - means * squares)).sum(axis=0)
+        left = sums["power"] - np.bincount(c.rings[: self.n_kept], explained, minlength=c.n_rings)
         variances = np.clip(left / (sums["total"] * c.ring_sizes), *self.noise_bounds)
         self.precision = 1 / variances
 
     def log_prior(self):
         """Logarithm of equation 8, up to its constant."""
-        prior = self.alpha / self.prior_variances[self.coordinates.rings]
+        prior = self.alpha / self.prior_variances[self.coordinates.rings[: self.n_kept]]
         return -0.5 * float((self.weights**2 @ prior).sum())
 
     def reestimate_alpha(self, sums):
         """MacKay's update: effective parameters over the weights' sum of squares."""
-        c, squares = self.coordinates, self._by_group(sums["squares"])
+        rings, squares = self.coordinates.rings[: self.n_kept], self._by_coordinate(sums["squares"])
+        beta, prior = self.precision[rings], self.alpha / self.prior_variances[rings]
         effective = 0.0
-        for group in range(c.n_groups):
-            ring = c.rings[c.starts[group]]
-            share = self.precision[ring] * squares[:, group]
+        for first in np.flatnonzero(np.diff(self.coordinates.groups[: self.n_kept], prepend=-1)):
+            share = beta[first] * squares[:, first]
             curvature = np.linalg.eigvalsh(self.basis.T @ (share[:, None] * self.basis)).clip(0)
-            prior = self.alpha / self.prior_variances[ring]
-            effective += np.count_nonzero(c.groups == group) * (curvature / (curvature + prior)).sum()
+            n_alike = np.count_nonzero(self.coordinates.groups == self.coordinates.groups[first])
+            effective += n_alike * (curvature / (curvature + prior[first])).sum()
         return effective / max(-2 * self.log_prior() / self.alpha, 1e-300)

@@ -18,7 +18,7 @@ _ROUNDS = 3  # of noise and components; the first of the whole box, the others o
 _FIRST_RINGS, _REACH = 16, 0.8  # in which signal is sought first, and how far into them it may reach
 _WITHIN = 0.99  # of what varies, within the disc
 _INSIDE = 0.5  # of its power, that a function of the disc has there
-_DETECTED = 5.0  # standard deviations above what noise does
+_DETECTED = 1.5  # standard deviations above what noise does, on average over rings
 _ALIKE = 1e-12  # of all power
 _LEAST_NOISE = 1e-3  # of all power: images without noise must not divide by zero
 
@@ -46,6 +46,8 @@ class SignalSpace:
         some twenty, of images that share one CTF a single one.
     radius : float or None
         Of the disc that components lie in, in pixels; None of rows that are no images.
+    n_kept : int
+        Coordinates up to the last ring that shows signal.
     """
 
     mean: np.ndarray
@@ -56,6 +58,7 @@ class SignalSpace:
     n_significant: int
     ctf_modes: np.ndarray
     radius: float | None
+    n_kept: int
 
 
 def find_signal_space(data, n_components, radius=None):
@@ -87,10 +90,9 @@ def find_signal_space(data, n_components, radius=None):
     Where CTFs are small the covariance is mostly noise. Components are those of the covariance as it is seen,
     multiplied by the root mean square CTF on both sides, in which noise is even: what matters is what images can show.
 
-    Components end at the last ring whose covariance with all rings within it exceeds that of noise (five standard
-    deviations): all further ones would only add noise. Of a ribosome of 65 px that varies up to 14 cycles across the
-    box, components of the whole band gave half as pure classes (without CTFs; share of pairs within 15 degrees .36
-    instead of .59 with them).
+    Components end at the last ring whose covariance with all rings within it exceeds that of noise: all further ones
+    would only add noise. Of a ribosome of 65 px that varies to 14 cycles across the box, components of the whole band
+    gave half as pure classes (share of pairs within 15 degrees, with CTFs, .37 instead of .59).
 
     What varies is confined to a disc: components of the whole box, found first, say where it is (99 % of what they have
     above their level in the corners of the box, and half a period of the finest detail more), and the final ones are
@@ -142,7 +144,7 @@ def find_signal_space(data, n_components, radius=None):
     components /= np.sqrt(noise)[coordinates.rings, None]
     ring_variances = ring_sums(components**2 @ variances, coordinates) / coordinates.ring_sizes
     noise = noise[coordinates.rings]
-    return SignalSpace(mean, noise, components, variances, ring_variances, n_significant, modes, radius)
+    return SignalSpace(mean, noise, components, variances, ring_variances, n_significant, modes, radius, n_kept)
 
 
 def _first_moments(data):
@@ -204,6 +206,7 @@ def _leading_modes(overlap):
 def _correlated(moments, noise, overlap, coordinates):
     """Coordinates up to the last ring that varies together with what lies within it, more than noise would.
 
+    What rings exceed noise by is summed up, less 1.5 standard deviations a ring; the sum is highest at the last ring.
     If coordinate k is noise of variance sigma^2 alone, the sum over images of c_j y_j c_k y_k has the variance
     ``sigma_j^2 sigma_k^2 sum c_j^2 c_k^2`` (`overlap`, times the mean weight of images that have weights). Of its
     squares over this, summed over the m coordinates j within and the n of a ring, the mean is ``m n`` and the variance
@@ -214,13 +217,14 @@ def _correlated(moments, noise, overlap, coordinates):
     sigma = np.sqrt(noise[rings])
     squares = moments**2 / (overlap[np.ix_(groups, groups)] * np.outer(sigma, sigma) ** 2)
     lengths = np.sqrt(np.diag(squares))
-    last, norm = 0, 0.0
+    last, norm, evidence, highest = 0, 0.0, 0.0, 0.0
     for ring in range(rings[-1] + 1):
         rows = np.flatnonzero(rings == ring)
         inner = squares[rows[0] : rows[-1] + 1, : rows[0]]
-        within = inner.size
-        if within and inner.sum() - within > _DETECTED * np.sqrt(2 * len(rows) * norm):
-            last = ring
+        if inner.size:
+            evidence += (inner.sum() - inner.size) / np.sqrt(2 * len(rows) * norm) - _DETECTED
+        if evidence > highest:
+            last, highest = ring, evidence
         among = squares[np.ix_(rows, rows)] / np.outer(lengths[rows], lengths[rows])
         norm += among.sum() + 2 * (inner / lengths[rows, None] / lengths[: rows[0]]).sum()
     return int(np.count_nonzero(rings <= last))

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from ._sml_expectation import Tables
+from ._sml_expectation import Tables, group_energies
+from ._sml_solve import conjugate_gradients
 
 __all__ = ["SubspaceMixture"]
 
-_CG_TOL = 1e-6  # of the right-hand side
-_CG_STEPS = 100
 _SOLVE_BYTES = 64 * 2**20
 
 
@@ -24,7 +23,7 @@ class SubspaceMixture:
     basis : ndarray of shape (n_clusters, n_functions), float64
         With orthogonal columns.
     components : ndarray of shape (n_coordinates, n_components)
-        In units of the noise; they need not be orthonormal.
+        Zero beyond the last ring that shows signal. In units of the noise; they need not be orthonormal.
     variances : ndarray of shape (n_components,)
         Of the class means under the prior with ``alpha = 1``.
     alpha : float
@@ -42,7 +41,8 @@ class SubspaceMixture:
     """
 
     def __init__(self, basis, components, variances, alpha, dtype, coordinates, modes=None):
-        self.basis, self.components = basis, components
+        self.basis, self.components = basis, components[: np.flatnonzero(components.any(axis=1))[-1] + 1]
+        self.n_coordinates = len(components)
         self.variances, self.alpha, self.dtype = np.asarray(variances, np.float64), float(alpha), dtype
         n = len(variances)
         self._pairs = np.triu_indices(n)
@@ -70,15 +70,14 @@ class SubspaceMixture:
     # ---------------------------------------------------------------------------------------- expectation
     def features(self, filtered, squares, power, coordinates):
         """Of whitened images: b, the squares of their CTFs, and the power of the image relative to the mean."""
-        return filtered @ self.components.astype(self.dtype), squares, power.sum(axis=1, keepdims=True)
+        columns = self.components.astype(self.dtype)
+        return filtered[:, : len(columns)] @ columns, squares, power.sum(axis=1, keepdims=True)
 
     def tables(self, coordinates, modes=None):
         """What multiplies the features of images: as :meth:`PixelMixture.tables`."""
         means = self.means
-        energies = np.add.reduceat((means @ self.components.T) ** 2, coordinates.starts, axis=1).T / 2
-        if modes is not None:
-            energies = modes.T @ energies
-        constant = -0.5 * len(self.components) * np.log(2 * np.pi)
+        energies = group_energies(means @ self.components.T, coordinates, modes)
+        constant = -0.5 * self.n_coordinates * np.log(2 * np.pi)
         return Tables(
             np.ascontiguousarray(means.T.astype(self.dtype)), energies.astype(self.dtype), np.array([0.5]), constant
         )
@@ -92,7 +91,7 @@ class SubspaceMixture:
             Of the pairs of the upper triangle.
         """
         i, j = self._pairs
-        products = np.empty((coordinates.n_groups, len(i)))
+        products = np.zeros((coordinates.n_groups, len(i)))
         ends = np.append(coordinates.starts[1:], coordinates.n_coordinates)
         for group, (start, end) in enumerate(zip(coordinates.starts, ends)):
             part = self.components[start:end]
@@ -129,27 +128,12 @@ class SubspaceMixture:
         inverse = 1 / (np.outer((self.basis**2).sum(axis=0), shape.clip(0)) + self.alpha)
 
         def operator(w):
-            return self.basis.T @ np.matmul(curvature, (self.basis @ w)[:, :, None])[:, :, 0] + self.alpha * w
+            return self.basis.T @ np.einsum("kij,kj->ki", curvature, self.basis @ w) + self.alpha * w
 
         def precondition(r):
             return (inverse * (r @ axes)) @ axes.T
 
-        right = self.basis.T @ linear
-        residual = right - operator(weights)
-        bound = _CG_TOL**2 * (right**2).sum()
-        direction, before = np.zeros_like(right), 1.0
-        for _ in range(_CG_STEPS):
-            if (residual**2).sum() <= bound:
-                break
-            preconditioned = precondition(residual)
-            now = (residual * preconditioned).sum()
-            direction = preconditioned + now / before * direction
-            applied = operator(direction)
-            step = now / (direction * applied).sum()
-            weights = weights + step * direction
-            residual = residual - step * applied
-            before = now
-        return weights
+        return conjugate_gradients(operator, precondition, self.basis.T @ linear, weights)
 
     def log_prior(self):
         """Logarithm of equation 8, up to its constant."""
