@@ -6,7 +6,7 @@ from sklearn.utils import Bunch
 
 from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
-from skcryo.heterogeneity._class_mixture import ClassMixture, log_sum, random_partition
+from skcryo.reconstruction._class_mixture import ClassMixture, log_sum, random_partition
 from skcryo.heterogeneity._separation import classes_of_halves
 from skcryo.metrics import partition_precision
 from skcryo.preprocessing import noise_spectrum
