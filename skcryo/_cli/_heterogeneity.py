@@ -271,15 +271,7 @@ def _write_motion(run, estimator):
     from ..io import save_volume
 
     z, n_path = estimator.embedding_, run.settings.n_path
-    try:
-        path = latent_path(z, n_points=n_path, n_neighbors=min(10, len(z) - 1))
-    except ValueError:  # images in clusters that no edges join
-        path = latent_path(z, method="component", n_points=n_path)
-        run.warnings.append(
-            "coordinates fall into clusters that are far apart: path1.mrc, ... lie on a straight line between them, where "
-            "there may be no particles"
-        )
-        note(f"warning: {run.warnings[-1]}")
+    path = latent_path(z, n_points=n_path)
     _save_array(run.paths["path.npy"], path)
     volumes = estimator.volumes_at(path)
     for k, volume in enumerate(volumes, start=1):

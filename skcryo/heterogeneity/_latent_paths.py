@@ -11,10 +11,11 @@ from sklearn.utils import Bunch
 __all__ = ["latent_centers", "latent_path", "nearest_images", "select_latents"]
 
 _METHODS = ("graph", "component", "line")
+_NEIGHBORS = 10
 _ENDS = (0.05, 0.95)  # quantiles of a component that paths go between
 
 
-def latent_path(embedding, points=None, *, method="graph", n_points=10, component=0, n_neighbors=10):
+def latent_path(embedding, points=None, *, method="graph", n_points=10, component=0, n_neighbors=None):
     """Coordinates along which a molecule moves, for :meth:`~skcryo.heterogeneity.CryoDRGN.volumes_at`.
 
     Parameters
@@ -32,8 +33,8 @@ def latent_path(embedding, points=None, *, method="graph", n_points=10, componen
         Points of the path, evenly spaced along it. None: of a graph the images it goes through, of a line `points`.
     component : int, default=0
         Principal component, by falling variance.
-    n_neighbors : int, default=10
-        Of the graph.
+    n_neighbors : int, default=None
+        Of the graph. None: 10, and twice as many as long as no edges join the points.
 
     Returns
     -------
@@ -89,7 +90,13 @@ def latent_path(embedding, points=None, *, method="graph", n_points=10, componen
     if len(points) < 2:
         raise ValueError(f"points has {len(points)} row; a start and an end are wanted")
     if method == "graph":
-        points = z[_through_graph(z, nearest_images(z, points), n_neighbors)]
+        images = nearest_images(z, points)
+        tried = n_neighbors
+        if tried is None:
+            tried = min(_NEIGHBORS, len(z) - 1)
+            while tried < len(z) - 1 and _apart(_graph(z, tried), images) is not None:
+                tried = min(2 * tried, len(z) - 1)
+        points = z[_through_graph(z, images, tried)]
     return points if n_points is None else _evenly(points, n_points)
 
 
@@ -199,10 +206,10 @@ def select_latents(embedding, *, ranges=None, center=None, radius=None, polygon=
     [False, True, False]
     """
     z = _embedding(embedding)
-    if ranges is None and center is None and polygon is None:
-        raise ValueError("no region is given; ranges, center and radius, or polygon is wanted")
     if (center is None) != (radius is None):
         raise ValueError("center and radius are wanted together")
+    if ranges is None and center is None and polygon is None:
+        raise ValueError("no region is given; ranges, center and radius, or polygon is wanted")
     selected = np.ones(len(z), dtype=bool)
     for number, bounds in (ranges or {}).items():
         column = z[:, _coordinate(number, z, "ranges")]
@@ -263,21 +270,32 @@ def _ends_of_component(z, component):
     return mean + np.quantile(along, _ENDS)[:, None] * axes[component]
 
 
+def _graph(z, n_neighbors):
+    """Squared distances between images of which one is among the other's neighbours."""
+    graph = kneighbors_graph(z, n_neighbors, mode="distance")
+    # A distance of zero would be no edge.
+    graph.data = np.square(graph.data) + 1e-12 * max(float(z.var(axis=0).sum()), np.finfo(float).tiny)
+    return graph.maximum(graph.T)
+
+
+def _apart(graph, images):
+    """First of some images that no edges join to the next, or None."""
+    part = connected_components(graph, directed=False)[1][images]
+    apart = np.flatnonzero(np.diff(part))
+    return apart[0] if len(apart) else None
+
+
 def _through_graph(z, images, n_neighbors):
     """Images from each of some to the next along edges between nearest neighbours."""
     n = len(z)
     if not (isinstance(n_neighbors, Integral) and 1 <= n_neighbors < n):
         raise ValueError(f"n_neighbors is {n_neighbors}; 1 to {n - 1}, fewer than the images, is wanted")
-    graph = kneighbors_graph(z, n_neighbors, mode="distance")
-    # A distance of zero would be no edge.
-    graph.data = np.square(graph.data) + 1e-12 * max(float(z.var(axis=0).sum()), np.finfo(float).tiny)
-    graph = graph.maximum(graph.T)
-    part = connected_components(graph, directed=False)[1][images]
-    apart = np.flatnonzero(np.diff(part))
-    if len(apart):
+    graph = _graph(z, n_neighbors)
+    apart = _apart(graph, images)
+    if apart is not None:
         raise ValueError(
-            f"points {apart[0]} and {apart[0] + 1} lie in parts of the data that no edges between "
-            f"n_neighbors={n_neighbors} nearest neighbours join; more neighbours are wanted"
+            f"points {apart} and {apart + 1} lie in parts of the data that no edges between n_neighbors={n_neighbors} "
+            "nearest neighbours join; more neighbours are wanted"
         )
     path = [int(images[0])]
     before = shortest_path(graph, directed=False, indices=images[1:], return_predecessors=True)[1]

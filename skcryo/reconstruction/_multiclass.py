@@ -44,7 +44,7 @@ __all__ = ["MulticlassReconstruction"]
 _SMALLEST_BOX = 8
 _BAND = 16.0  # cycles per box that classes are told apart by
 _COMPONENTS_BAND = 10.0
-_MOST_COMPONENTS, _MOST_IMAGES = 4, 10000  # of the start
+_MOST_COMPONENTS, _MOST_IMAGES, _COMPONENT_STEPS = 4, 10000, 12  # of the start
 _CONTRAST_STD = 0.2
 _CHUNK = 1000
 _SAMPLE = 1000  # images whose power is the prior of the volumes
@@ -289,7 +289,7 @@ class MulticlassReconstruction(CallbackSupportMixin, StackTagsMixin, DensityMixi
             found = principal_volumes(
                 images.take(rows), rotations[rows], shifts[rows], self.contrast_[rows], n_components=n_components,
                 band=min(_COMPONENTS_BAND, self._band), mask_radius=self._radius(images.L), random_state=random,
-                n_jobs=self._threads(),
+                max_iter=_COMPONENT_STEPS, n_jobs=self._threads(),
             )  # fmt: skip
             z = coordinates(images, rotations, shifts, self.contrast_, found, n_jobs=self._threads())
             return classify(*z, self.n_classes, random_state=random)[1]
