@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from scipy.stats import rankdata
 
 from skcryo.metrics import information_imbalance, neighborhood_similarity, per_image_fsc

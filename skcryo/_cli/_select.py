@@ -68,7 +68,9 @@ def want_column(args, table, column):
     column : str
     """
     if table is None or column not in table:
-        raise CommandError(f"{args.particles[0]} has no column {column}; the particles.star of a finished run is wanted")
+        raise CommandError(
+            f"{args.particles[0]} has no column {column}; the particles.star of a finished run is wanted"
+        )
 
 
 def by_number(args, table, column, what):

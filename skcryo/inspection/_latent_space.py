@@ -80,7 +80,9 @@ class LatentSpaceDisplay:
             wanted = 0 if points is None else len(self.points)
             shape = self.volumes.shape
             if len(shape) != 4 or len(set(shape[1:])) != 1 or shape[0] != wanted:
-                raise ValueError(f"volumes has shape {shape}; one volume (L, L, L) for each of {wanted} points is wanted")
+                raise ValueError(
+                    f"volumes has shape {shape}; one volume (L, L, L) for each of {wanted} points is wanted"
+                )
         self._mean, self._axes = np.zeros(z_dim), np.eye(z_dim)
         if z_dim > 2:
             self._mean = self.embedding.mean(axis=0)
