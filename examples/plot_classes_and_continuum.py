@@ -69,8 +69,9 @@ def main(folder):
     parts = [true_angles[classes.labels_ == k] for k in range(3)]
     left.hist(parts, bins=10, stacked=True, label=[f"class {k + 1}" for k in range(3)])
     left.set(xlabel="true angle (degrees)", ylabel="particles")
-    left.legend(frameon=False, fontsize=8)
-    right.scatter(true_angles, drgn.embedding_[:, 0], c=classes.labels_, cmap="tab10", s=6)
+    left.margins(y=0.2)
+    left.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
+    right.scatter(true_angles, drgn.embedding_[:, 0], c=classes.labels_, cmap="tab10", vmin=0, vmax=9, s=6)
     right.set(xlabel="true angle (degrees)", ylabel="z, coloured by class")
     figure.savefig(folder / "classes_and_continuum.png", dpi=150)
     return told, areas, scores
