@@ -1,4 +1,4 @@
-"""Continuous motion: from particles with poses to latent coordinates, and the volumes along them.
+"""Continuous motion: from particles with poses to latent coordinates, the volumes along them and a moving picture.
 
 Run it with ``python examples/plot_cryodrgn.py [folder]``; it needs torch. With your own data, leave out the simulation
 and give ``load_particles`` a STAR file with poses, as ``skcryo poses`` or RELION writes it.
@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from skcryo.datasets import make_molecule, make_particles
-from skcryo.heterogeneity import CryoDRGN
-from skcryo.inspection import VolumeDisplay
-from skcryo.io import load_particles, save_particles, save_volume
+from skcryo.heterogeneity import CryoDRGN, latent_path, select_latents
+from skcryo.inspection import LatentSpaceDisplay, animate_volumes
+from skcryo.io import load_particles, save_particles, save_volume, write_star
 from skcryo.metrics import neighborhood_similarity, per_image_fsc
 
 N_PARTICLES = 800
@@ -47,25 +47,36 @@ def main(folder):
     print(f"neighbours of new particles are neighbours in truth: {similarity:.0%} (by chance 10 %)")
 
     # %%
-    # Volumes from one end of the coordinates to the other.
-    path = np.quantile(drgn.embedding_, [0.05, 0.5, 0.95], axis=0)
+    # Volumes along the motion, from particle to particle, as files and as a moving picture.
+    path = latent_path(drgn.embedding_, n_points=6)
     volumes = drgn.volumes_at(path)
     for k, volume in enumerate(volumes, start=1):
-        save_volume(folder / f"volume{k}.mrc", volume, PIXEL_SIZE, overwrite=True)
+        save_volume(folder / f"path{k}.mrc", volume, PIXEL_SIZE, overwrite=True)
+    animate_volumes(folder / "path.gif", volumes, overwrite=True)
+
+    # %%
+    # How good volumes of single particles are.
     some = np.arange(0, 600, 60)
     areas = per_image_fsc(drgn.volumes_at(drgn.embedding_[some]), states[truth.labels[some]], max_shell=10)
     print(f"correlation of particles' own volumes with the truth, mean of shells 1 to 10: {areas.mean():.2f}")
 
     # %%
-    # Coordinates over the truth, new particles in another colour, and the middle volume.
-    figure, ax = plt.subplots(figsize=(5, 4))
+    # The particles at one end, for whatever is to be done with them alone.
+    end = select_latents(drgn.embedding_, ranges={0: (path[-2, 0], None)})
+    write_star(folder / "end.star", stack[:-200][end], overwrite=True)
+
+    # %%
+    # All coordinates with the path on them and its volumes beside, then coordinates over the truth, new particles in
+    # another colour.
+    display = LatentSpaceDisplay.from_estimator(drgn, points=path)
+    display.figure_.savefig(folder / "latents.png", dpi=150)
+    figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     ax.plot(angles[truth.labels[:-200]], drgn.embedding_[:, 0], ".", label="fitted")
     ax.plot(angles[truth.labels[-200:]], z[:, 0], ".", label="new")
     ax.set_xlabel("true angle (degrees)")
     ax.set_ylabel("z")
     ax.legend()
-    figure.savefig(folder / "latents.png", dpi=150)
-    VolumeDisplay.from_volume(volumes[1], pixel_size=PIXEL_SIZE).figure_.savefig(folder / "volume2.png", dpi=150)
+    figure.savefig(folder / "truth.png", dpi=150)
     return similarity, areas.mean()
 
 

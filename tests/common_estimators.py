@@ -28,7 +28,7 @@ from skcryo.preprocessing import (
     NormalizeBackground,
     PhaseFlipper,
 )
-from skcryo.reconstruction import AbInitioVolume, FourierReconstructor
+from skcryo.reconstruction import AbInitioVolume, FourierReconstructor, MulticlassReconstruction
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def public_estimators():
             FourierReconstructor(missing_poses="identity", random_state=0),
             order_matters=True,
             grid={"max_frequency": [0.3, 0.5]},
+        ),
+        Case(
+            MulticlassReconstruction(2, missing_poses="identity", max_iter=5, n_jobs=1, random_state=0),
+            order_matters=True,
+            grid={"n_classes": [1, 2]},
         ),
         Case(
             AbInitioVolume(angular_step=30, n_starts=1, max_epochs=2, max_rounds=2, n_jobs=1, random_state=0),

@@ -6,11 +6,11 @@ from sklearn.utils import Bunch
 
 from skcryo.alignment import FourierImages
 from skcryo.datasets import make_molecule, make_particles
-from skcryo.heterogeneity._class_mixture import ClassMixture, log_sum, random_partition
 from skcryo.heterogeneity._separation import classes_of_halves
 from skcryo.metrics import partition_precision
 from skcryo.preprocessing import noise_spectrum
 from skcryo.projection import VolumeProjector
+from skcryo.reconstruction._class_mixture import ClassMixture, log_sum, random_partition
 from skcryo.rotations import geodesic_distance, in_plane_rotation
 
 L, RADIUS, BAND = 24, 10.0, 9.0

@@ -40,6 +40,7 @@ def test_every_script_is_tested():
         "classify_particles.py",
         "grid_search.py",
         "plot_ab_initio.py",
+        "plot_classes_and_continuum.py",
         "plot_common_lines_max_cut.py",
         "plot_cryodrgn.py",
         "plot_equivariance.py",
@@ -98,10 +99,19 @@ def test_plot_pose_net(tmp_path, capsys):
 def test_plot_cryodrgn(tmp_path):
     pytest.importorskip("torch", reason="CryoDRGN needs the extra skcryo[torch]")
     similarity, area = runpy.run_path(str(EXAMPLES / "plot_cryodrgn.py"))["main"](tmp_path)
-    names = ["latents.png", "particles.mrcs", "particles.star", *(f"volume{k}.mrc" for k in (1, 2, 3)), "volume2.png"]
+    names = ["end.star", "latents.png", "particles.mrcs", "particles.star", "path.gif", "truth.png"]
+    names += [f"path{k}.mrc" for k in range(1, 7)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     # by chance 0.1
     assert similarity > 0.4 and area > 0.7
+
+
+def test_plot_classes_and_continuum(tmp_path):
+    pytest.importorskip("torch", reason="CryoDRGN needs the extra skcryo[torch]")
+    told, areas, scores = runpy.run_path(str(EXAMPLES / "plot_classes_and_continuum.py"))["main"](tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["classes_and_continuum.png"]
+    assert told["coordinate"] < told["classes"] < 0.6 and areas["coordinate"] > areas["classes"] > 0.5
+    assert scores[0] < scores[1]
 
 
 def test_plot_equivariance(tmp_path):

@@ -98,6 +98,33 @@ def class_numbers(text):
     return sorted(numbers)
 
 
+def latent_region(text):
+    """Argparse type: numbers of volumes ("3,5,8-12"), or ranges of coordinates ("z1=0.5:2,z3=:0").
+
+    Returns
+    -------
+    list of int, or dict of int to (low, high)
+        Coordinates counted from 0, a bound that is left out None.
+    """
+    if "=" not in text:
+        return class_numbers(text)
+    ranges = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*z(\d+)\s*=\s*([^:]*):([^:]*)", part)
+        try:
+            number = int(match[1]) - 1
+            bounds = tuple(float(bound) if bound.strip() else None for bound in match.groups()[1:])
+            good = number >= 0 and number not in ranges and not any(b is not None and math.isnan(b) for b in bounds)
+        except (TypeError, ValueError):
+            good = False
+        if not good or (None not in bounds and bounds[0] > bounds[1]):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} given; volumes such as 3,5,8-12, or ranges of coordinates such as z1=0.5:2,z3=:0, are wanted"
+            )
+        ranges[number] = bounds
+    return ranges
+
+
 def format_seconds(seconds):
     """Return a time as a person says it: "41 s", "3 min 20 s", "2 h 05 min"."""
     seconds = round(seconds)

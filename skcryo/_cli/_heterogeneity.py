@@ -1,5 +1,6 @@
-"""``skcryo heterogeneity``: particles with poses in; latent coordinates, volumes along them and a verdict out."""
+"""``skcryo heterogeneity``: particles with poses in; latent coordinates, volumes along a motion and a verdict out."""
 
+import html
 import io
 import shlex
 import warnings
@@ -10,27 +11,38 @@ from ._common import CommandError, note
 from ._images import prepare, warn_of_dark_particles
 from ._pictures import picture
 from ._progress import StepReporter
-from ._report import heading, verdict_box, volume_grid
+from ._report import figure, heading, verdict_box, volume_grid
 from ._run import Run
+from ._select import by_number, select, want_column
 from ._settings import Settings, key_length, told_length
 
 _NOT_CONVERGED = "CryoDRGN did not converge: "
 _MOST_COLUMNS = 20  # of coordinates in the table
+_NEAREST = "skcryoNearestVolume"
+_NOT_FOR_SELECT = {
+    **{"z_dim": 8, "volumes": 10, "path": 10, "device": "auto"},
+    **dict.fromkeys(("steps", "mask_radius", "downsample", "seed", "pixel_size", "jobs")),
+    **dict.fromkeys(("invert", "no_ctf", "restart"), False),
+}
 
 
-def outputs(n_volumes):
+def outputs(n_volumes, n_path):
     """Names of the files that a run leaves, ``run.json`` last.
 
     Parameters
     ----------
-    n_volumes : int
+    n_volumes, n_path : int
+        Volumes at centres of the coordinates and along the motion.
 
     Returns
     -------
     names : tuple of str
     """
     volumes = tuple(f"volume{k}.mrc" for k in range(1, n_volumes + 1))
-    return ("particles.star", "latents.npy", "centres.npy", *volumes, "latents.png", "report.html", "run.json")
+    path = tuple(f"path{k}.mrc" for k in range(1, n_path + 1))
+    movie = ("path.npy", *path, "path.gif") if n_path else ()
+    pictures = ("latents.png", "report.html", "run.json")
+    return ("particles.star", "latents.npy", "centres.npy", *volumes, *movie, *pictures)
 
 
 class HeterogeneitySettings(Settings):
@@ -47,7 +59,10 @@ class HeterogeneitySettings(Settings):
         self.z_dim, self.steps = args.z_dim, args.steps
         self.mask_radius = self._mask_radius(args.mask_radius)
         self.n_volumes = min(args.volumes, len(stack))
-        self.outputs = outputs(self.n_volumes)
+        self.n_path = args.path if args.z_dim else 0
+        if self.n_path == 1:
+            raise CommandError("--path 1 is no motion; 2 volumes or more, or 0 for none, are wanted")
+        self.outputs = outputs(self.n_volumes, self.n_path)
 
     def rows(self):
         return [
@@ -64,6 +79,7 @@ class HeterogeneitySettings(Settings):
             "-z": self.z_dim,
             "--steps": self.steps,
             "--volumes": self.n_volumes,
+            "--path": self.n_path,
             "--mask-radius": key_length(self.mask_radius),
         }
 
@@ -78,6 +94,9 @@ def main(args, argv):
     argv : list of str
         The arguments as they were given, for the report.
     """
+    if args.select is not None:
+        select(args, lambda table: _chosen(args, table), _NOT_FOR_SELECT, "takes particles of a finished run")
+        return
     run = Run(args, argv, HeterogeneitySettings, stages=("preparing", "fitting"))
     with run.computing():
         images = prepare(run.stack, run.settings).load()
@@ -170,78 +189,114 @@ def verdict(estimator, reason):
     return f"Particles differ: images tell {told} of the variance of the coordinates; the rest is noise."
 
 
+def _chosen(args, table):
+    """Particles nearest to some volumes, or with coordinates in some ranges, and what they are in words."""
+    if not isinstance(args.select, dict):
+        return by_number(args, table, _NEAREST, "volume"), f"nearest to {len(args.select)} volumes"
+    from ..heterogeneity import select_latents
+
+    for number in args.select:
+        want_column(args, table, f"skcryoLatent{number + 1}")
+    z = np.stack([table.numbers(f"skcryoLatent{number + 1}") for number in args.select], axis=1)
+    chosen = select_latents(z, ranges=dict(enumerate(args.select.values())))
+    if not chosen.any():
+        raise CommandError("--select: no particle has coordinates in these ranges; wider ones are wanted")
+    return chosen, "of coordinates in these ranges"
+
+
 def _write(run, estimator, text, converged):
     """Write all results."""
-    from ..io import atomic_path, save_volume, write_star
+    from ..io import save_volume, write_star
 
     settings, paths, n = run.settings, run.paths, len(run.stack)
     z, voxel_size = estimator.embedding_, settings.working_pixel_size
+    found = _centres(z, settings.n_volumes, settings.seed)
     columns = {f"skcryoLatent{j + 1}": [f"{v:.5f}" for v in z[:, j]] for j in range(min(z.shape[1], _MOST_COLUMNS))}
+    columns[_NEAREST] = [str(label + 1) for label in found.labels]
     write_star(paths["particles.star"], run.stack, columns=columns, overwrite=True)
-    centres, counts = _centres(z, settings.n_volumes, settings.seed)
-    for name, array in (("latents.npy", z), ("centres.npy", centres)):
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        with atomic_path(paths[name], overwrite=True) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-    run.leave_out([f"volume{k}.mrc" for k in range(len(centres) + 1, settings.n_volumes + 1)])
-    volumes = estimator.volumes_at(centres)
+    _save_array(paths["latents.npy"], z)
+    _save_array(paths["centres.npy"], found.centers)
+    run.leave_out([f"volume{k}.mrc" for k in range(len(found.centers) + 1, settings.n_volumes + 1)])
+    volumes = estimator.volumes_at(found.centers)
     for k, volume in enumerate(volumes, start=1):
         save_volume(paths[f"volume{k}.mrc"], volume, voxel_size, overwrite=True)
+    motion = _write_motion(run, estimator) if settings.n_path else []
     if settings.z_dim:
         with run.pictures():
-            _draw_latents(paths["latents.png"], z, centres)
+            _draw_latents(paths["latents.png"], z, found.centers)
     else:
         run.leave_out(["latents.png"])
     blocks = [
         (heading(f"Volume {k}: {count} particles are nearest"), volume_grid(volume))
-        for k, (volume, count) in enumerate(zip(volumes, counts), start=1)
+        for k, (volume, count) in enumerate(zip(volumes, found.counts), start=1)
     ]
     star = str(paths["particles.star"])
     run.finish(
         title=f"Heterogeneity of {n} particles",
         summary=f"{n} particles at {settings.working_box} px and {voxel_size:.4g} Å, {settings.z_dim} coordinates.",
-        body=[verdict_box(text, converged), *(block for pair in blocks for block in pair)],
+        body=[verdict_box(text, converged), *motion, *(block for pair in blocks for block in pair)],
         facts={
             "converged": converged,
             "verdict": text,
             "z_dim": settings.z_dim,
             "reliability": reliability(estimator).round(4).tolist(),
-            "centres": centres.round(5).tolist(),
-            "counts": counts.tolist(),
+            "centres": found.centers.round(5).tolist(),
+            "counts": found.counts.tolist(),
             "box": settings.working_box,
             "voxel_size": voxel_size,
             "steps": int(estimator.n_iter_),
         },
         estimators=[estimator],
-        next_steps=[("One volume of all", f"skcryo reconstruct {shlex.quote(star)} -o volume")],
+        next_steps=[
+            ("One volume of all", f"skcryo reconstruct {shlex.quote(star)} -o volume"),
+            ("Particles near a volume", f"skcryo heterogeneity {shlex.quote(star)} --select 1 -o near1.star"),
+        ],
     )
 
 
+def _save_array(path, array):
+    from ..io import atomic_path
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _write_motion(run, estimator):
+    """Write volumes along the first principal component of the coordinates; what the report shows of them."""
+    from ..heterogeneity import latent_path
+    from ..inspection import animate_volumes
+    from ..inspection._grey_levels import shared_grey_levels
+    from ..io import save_volume
+
+    z, n_path = estimator.embedding_, run.settings.n_path
+    path = latent_path(z, n_points=n_path)
+    _save_array(run.paths["path.npy"], path)
+    volumes = estimator.volumes_at(path)
+    for k, volume in enumerate(volumes, start=1):
+        save_volume(run.paths[f"path{k}.mrc"], volume, run.settings.working_pixel_size, overwrite=True)
+    with run.pictures():
+        animate_volumes(run.paths["path.gif"], volumes, overwrite=True)
+    tiles = shared_grey_levels(volumes.sum(axis=1))
+    figures = [figure(tile, f"Projection of path{k}", html.escape(f"path{k}")) for k, tile in enumerate(tiles, start=1)]
+    return [heading("Along the motion: projections along z"), '<div class="averages">', *figures, "</div>"]
+
+
 def _centres(z, n_centres, seed):
-    """Centres of the coordinates by k-means, in order along the first, and how many are nearest to each."""
-    from sklearn.cluster import KMeans
+    """Centres of the coordinates, as :func:`skcryo.heterogeneity.latent_centers` has them, one of none."""
+    from sklearn.utils import Bunch
+
+    from ..heterogeneity import latent_centers
 
     if z.shape[1] == 0:
-        return np.zeros((1, 0)), np.array([len(z)])
-    found = KMeans(min(n_centres, len(np.unique(z, axis=0))), n_init=3, random_state=seed).fit(z)
-    order = np.argsort(found.cluster_centers_[:, 0], kind="stable")
-    return found.cluster_centers_[order], np.bincount(found.labels_, minlength=len(order))[order]
+        return Bunch(centers=np.zeros((1, 0)), labels=np.zeros(len(z), dtype=int), counts=np.array([len(z)]))
+    return latent_centers(z, n_centres, random_state=seed)
 
 
 def _draw_latents(path, z, centres):
-    """Draw the first two coordinates, or the histogram of one."""
-    with picture(path, "the picture of the coordinates", size=(5, 5), place=(0.12, 0.1, 0.84, 0.86)) as ax:
-        ax.set_xlabel("z1")
-        if z.shape[1] == 1:
-            ax.hist(z[:, 0], bins=60)
-            for k, centre in enumerate(centres, start=1):
-                ax.axvline(centre[0], color="black", linewidth=0.5)
-                ax.annotate(str(k), (centre[0], 0.98), xycoords=("data", "axes fraction"), va="top")
-            ax.set_ylabel("particles")
-            return
-        ax.hexbin(z[:, 0], z[:, 1], gridsize=60, bins="log", cmap="Blues")
-        ax.plot(centres[:, 0], centres[:, 1], "k.", markersize=4)
-        for k, centre in enumerate(centres, start=1):
-            ax.annotate(str(k), centre[:2])
-        ax.set_ylabel("z2")
+    """Draw the coordinates with the centres."""
+    from ..inspection import LatentSpaceDisplay
+
+    with picture(path, "the picture of the coordinates", size=(5.5, 5), place=(0.13, 0.11, 0.83, 0.85)) as ax:
+        LatentSpaceDisplay(z, points=centres).plot(ax=ax)

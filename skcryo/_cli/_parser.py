@@ -3,7 +3,7 @@
 import argparse
 
 from .. import __version__
-from ._common import class_numbers, integer, jobs, length, positive
+from ._common import class_numbers, integer, jobs, latent_region, length, positive
 from ._texts import TEXTS
 
 _DESCRIPTION = "Single-particle cryo-EM in the style of scikit-learn."
@@ -164,7 +164,25 @@ def _add_heterogeneity(parser):
         "-z", "--z-dim", type=integer(0), default=8, metavar="N", help="latent coordinates (default: %(default)s)"
     )
     parser.add_argument(
-        "--volumes", type=integer(1), default=10, metavar="N", help="volumes written (default: %(default)s)"
+        "--volumes",
+        type=integer(1),
+        default=10,
+        metavar="N",
+        help="volumes at centres of the coordinates (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--path",
+        type=integer(0),
+        default=10,
+        metavar="N",
+        help="volumes along the motion, and its moving picture (default: %(default)s; 0 for none)",
+    )
+    parser.add_argument(
+        "--select",
+        type=latent_region,
+        metavar="REGION",
+        help="do not learn: write the particles of a finished run, given as STAR, that are nearest to some volumes "
+        "(3,5,8-12) or whose coordinates are within some ranges (z1=0.5:2,z3=:0) to the STAR file OUT",
     )
     parser.add_argument(
         "--steps", type=integer(1), metavar="N", help="steps of training (default: 3000, or three passes)"

@@ -188,7 +188,7 @@ class Run:
         try:
             yield
         except ImportError as error:
-            missing = [name for name in self.paths if name.endswith(".png")]
+            missing = [name for name in self.paths if name.endswith((".png", ".gif"))]
             note(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} left out: {error}")
             self.leave_out(missing)
 

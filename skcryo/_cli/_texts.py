@@ -163,11 +163,14 @@ A network (CryoDRGN; needs torch) is trained to make the volume at any coordinat
 with how certain they are. Whether particles differ by more than noise is the verdict, told first in the report and
 last on stderr.
 Writes into the folder OUT:
-  particles.star        all columns of the input, with coordinates in skcryoLatent1, ...
+  particles.star        all columns of the input, with coordinates in skcryoLatent1, ... and skcryoNearestVolume
   latents.npy           the coordinates, one row a particle
-  volume1.mrc, ...      volumes at centres of the coordinates, in order of the first, voxel size set
-  centres.npy           the coordinates of these volumes
-  latents.png           the particles over the first two coordinates (needs matplotlib)
+  volume1.mrc, ...      volumes at centres of the coordinates, voxel size set
+  centres.npy           the coordinates of these volumes, those of a particle each
+  path1.mrc, ...        volumes along the motion, from particle to particle
+  path.npy              the coordinates of these volumes
+  path.gif              the motion: slices and projections (needs matplotlib)
+  latents.png           the particles over the first two principal components (needs matplotlib)
   report.html           verdict, volumes, parameters, versions: one file
   run.json              the same facts for programs
 
@@ -177,6 +180,8 @@ A run that was killed goes on when the same command is given again, and ends wit
 examples:
   skcryo heterogeneity particles.star -z 8 -o motion
   skcryo heterogeneity poses/particles.star -z 1 --volumes 20 -o motion
+  skcryo heterogeneity motion/particles.star --select 3,5,8-12 -o near.star
+  skcryo heterogeneity motion/particles.star --select z1=0.5:2,z2=:0 -o part.star
 """,
     ),
 }

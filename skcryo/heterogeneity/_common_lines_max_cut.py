@@ -34,8 +34,8 @@ from ..reconstruction._ab_initio_fit import _spectrum
 from ..reconstruction._ab_initio_refine import add_images, search_and_refine, solve_volume
 from ..reconstruction._ab_initio_start import signal_power
 from ..reconstruction._accumulator import FourierAccumulator
+from ..reconstruction._class_mixture import ClassMixture, log_sum
 from ..reconstruction._half_sets import fingerprint
-from ._class_mixture import ClassMixture, log_sum
 from ._consensus import consensus_poses
 from ._cut_alternation import alternate
 from ._line_graph import line_misfits, objective

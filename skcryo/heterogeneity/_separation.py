@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ._class_mixture import ClassMixture, log_sum, random_partition
+from ..reconstruction._class_mixture import ClassMixture, log_sum, random_partition
 
 __all__ = ["HalfClasses", "Separation", "classes_of_halves"]
 

@@ -9,6 +9,8 @@ from ._angular_coverage import AngularCoverageDisplay
 from ._class_averages import ClassAveragesDisplay
 from ._fsc import FSCDisplay
 from ._latent_map import LatentMapDisplay
+from ._latent_space import LatentSpaceDisplay
+from ._volume_series import animate_volumes
 from ._volume_slices import VolumeDisplay
 from ._weight_matrix import WeightMatrixDisplay
 
@@ -17,6 +19,8 @@ __all__ = [
     "ClassAveragesDisplay",
     "FSCDisplay",
     "LatentMapDisplay",
+    "LatentSpaceDisplay",
     "VolumeDisplay",
     "WeightMatrixDisplay",
+    "animate_volumes",
 ]

@@ -1,4 +1,4 @@
-"""Grey levels for averages: contrast by percentile, one tile at a time."""
+"""Grey levels: contrast by percentile, one tile at a time or one for all."""
 
 import numpy as np
 
@@ -46,3 +46,24 @@ def grey_levels(images, *, percentiles=(1.0, 99.5)):
             finite = np.where(np.isfinite(image), image, black)
             tile[...] = np.clip((finite - black) * (255.0 / (white - black)), 0, 255)
     return grey
+
+
+def shared_grey_levels(images, *, percentiles=(1.0, 99.7)):
+    """Map images to 8-bit grey, all with one contrast.
+
+    Parameters
+    ----------
+    images : array-like of shape (..., H, W)
+        Finite, in any unit.
+    percentiles : (float, float), default=(1.0, 99.7)
+        Of all pixels, that become black and white.
+
+    Returns
+    -------
+    grey : ndarray of the same shape, uint8
+    """
+    images = np.asarray(images, dtype=np.float32)
+    black, white = np.percentile(images, percentiles)
+    if not white > black:
+        black, white = float(images.min()) - 1, float(images.max()) + 1
+    return np.clip((images - black) * (255.0 / (white - black)), 0, 255).astype(np.uint8)

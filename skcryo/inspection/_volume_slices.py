@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ._grey_levels import shared_grey_levels
 from ._matplotlib import import_pyplot
 
 _PLANES = (("x", "y"), ("x", "z"), ("y", "z"))  # across and down of each column
@@ -48,13 +49,7 @@ def grey_tiles(volume):
     -------
     tiles : ndarray of shape (2, 3, L, L), uint8
     """
-    tiles = []
-    for images in volume_tiles(volume):
-        black, white = np.percentile(images, [1.0, 99.7])
-        if not white > black:
-            black, white = float(images.min()) - 1, float(images.max()) + 1
-        tiles.append(np.clip((images - black) * (255.0 / (white - black)), 0, 255).astype(np.uint8))
-    return np.stack(tiles)
+    return np.stack([shared_grey_levels(images) for images in volume_tiles(volume)])
 
 
 class VolumeDisplay:

@@ -9,7 +9,7 @@ from ._classes import (
     partition_precision,
     view_coherence,
 )
-from ._latents import neighborhood_similarity, per_image_fsc
+from ._latents import information_imbalance, neighborhood_similarity, per_image_fsc
 from ._poses import common_line_detection_rate, pose_correlation, pose_error
 from ._scorers import make_pose_scorer, make_view_coherence_scorer
 from ._volumes import fsc, fsc_area, fsc_resolution
@@ -23,6 +23,7 @@ __all__ = [
     "fsc",
     "fsc_area",
     "fsc_resolution",
+    "information_imbalance",
     "make_pose_scorer",
     "make_view_coherence_scorer",
     "neighborhood_similarity",

@@ -36,6 +36,7 @@ from ..projection import VolumeProjector
 from ..rotations import check_rotations
 from ._accumulator import half_plane
 from ._half_sets import HalfSets, chunk_size, fingerprint
+from ._known_poses import known_poses
 from ._priors import fsc_prior
 
 _CHECKPOINT = "reconstruction"
@@ -288,24 +289,11 @@ class FourierReconstructor(CallbackSupportMixin, StackTagsMixin, BaseEstimator):
         return L
 
     def _poses(self, stack, rotations, shifts, ctf, pixel_size):
-        """Rotations, shifts and CTFs of all images: the keyword, else what the stack carries, else a default."""
-        n = len(stack)
-        rotations = stack.rotations if rotations is None else rotations
-        if rotations is None:
-            if self.missing_poses == "error":
-                raise ValueError(
-                    "X carries no poses; give rotations, a ParticleStack with them, or missing_poses='identity' if "
-                    "all images are the same view"
-                )
-            rotations = np.broadcast_to(np.eye(3), (n, 3, 3))
-        else:
-            rotations = check_rotations(rotations, n)
-        shifts = stack.shifts if shifts is None else shifts
-        shifts = np.zeros((n, 2)) if shifts is None else check_shifts(shifts, n)
+        """Rotations, shifts and CTFs of all images."""
         ctf = resolve_ctf(stack, ctf)
         if ctf is not None and pixel_size is None:
             raise ValueError("CTFs need the pixel size: give X as a ParticleStack with pixel_size in Angstrom")
-        return rotations, shifts, ctf
+        return *known_poses(stack, rotations, shifts, self.missing_poses), ctf
 
     def _solve(self, sums):
         """All fitted attributes that follow from the sums."""

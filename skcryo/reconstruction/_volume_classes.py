@@ -13,10 +13,11 @@ from ._ab_initio_refine import add_images
 from ._ab_initio_start import signal_power
 from ._accumulator import FourierAccumulator
 
-__all__ = ["LatentMixture", "class_volumes", "classify", "refine_classes"]
+__all__ = ["LatentMixture", "class_volumes", "classify", "refine_classes", "stream_class_volumes"]
 
 # Power of a class's difference from the consensus over that of the molecule, in its prior
 _SHARE = 0.3
+_CHUNK = 1000
 
 
 @dataclass
@@ -218,33 +219,73 @@ def class_volumes(
     """
     power = signal_power(images) if power is None else power
     box = min(2 * (int(np.ceil(band)) + 2), images.L) if box is None else box
-    radius = mask_radius * box / images.L
-    options = {"contrast": contrast, "band": band, "n_jobs": n_jobs}
+
+    def chunks():
+        for start in range(0, len(images), _CHUNK):
+            where = slice(start, min(start + _CHUNK, len(images)))
+            yield where, images.take(where)
+
+    return stream_class_volumes(
+        chunks, rotations, shifts, contrast, responsibilities, L=images.L, band=band, mask_radius=mask_radius, box=box,
+        power=power, n_jobs=n_jobs,
+    )
+
+
+def stream_class_volumes(
+    chunks, rotations, shifts, contrast, responsibilities, *, L, band, mask_radius, box, power, n_jobs=1
+):
+    """:func:`class_volumes` of images that are read twice, chunk by chunk.
+
+    Parameters
+    ----------
+    chunks : callable
+        Without arguments; returns an iterator of pairs: a slice of the images, and these as FourierImages.
+    rotations, shifts, contrast, responsibilities, band, mask_radius, power, n_jobs
+        As :func:`class_volumes`.
+    L : int
+        Box of the images.
+    box : int
+        Box of the volumes.
+
+    Returns
+    -------
+    ndarray of shape (n_classes, box, box, box), float32
+    """
+    radius = mask_radius * box / L
     spectrum = np.interp(np.arange(box // 2 + 1), np.arange(len(power)), power)
     cut = min(0.5, band / box)
+    contrast = np.ones(len(rotations)) if contrast is None else contrast
 
-    def solve(data, weights, share):
-        sums = FourierAccumulator(box)
-        add_images(sums, data, rotations, shifts, weights=weights, **options)
+    def add(sums, images, where, weights):
+        used = weights[where] > 0
+        add_images(
+            sums, images if used.all() else images.take(np.flatnonzero(used)), rotations[where][used],
+            shifts[where][used], contrast=contrast[where][used], weights=weights[where][used], band=band, n_jobs=n_jobs,
+        )  # fmt: skip
+
+    def solve(sums, share):
         return sums.solve(1 / (share * spectrum), mask_radius=radius, max_frequency=cut)
 
-    consensus = solve(images, responsibilities.sum(axis=1), 1.0)
-    rest = _residuals(images, consensus, rotations, shifts, contrast, band)
-    return np.stack([consensus + solve(rest, weights, _SHARE) for weights in responsibilities.T])
+    sums, all_classes = FourierAccumulator(box), responsibilities.sum(axis=1)
+    for where, images in chunks():
+        add(sums, images, where, all_classes)
+    consensus = solve(sums, 1.0)
+    projector = VolumeProjector(consensus)
+    by_class = [FourierAccumulator(box) for _ in responsibilities.T]
+    for where, images in chunks():
+        rest = _residuals(images, projector, rotations[where], shifts[where], contrast[where], band)
+        for sums, weights in zip(by_class, responsibilities.T):
+            add(sums, rest, where, weights)
+    return np.stack([consensus + solve(sums, _SHARE) for sums in by_class])
 
 
-def _residuals(images, volume, rotations, shifts, contrast, band):
+def _residuals(images, projector, rotations, shifts, contrast, band):
     """Images minus a volume's projections, within the band."""
-    projector, n_points = VolumeProjector(volume), images.n_points(band)
-    values = images.values[:, :n_points].copy()
-    for start in range(0, len(images), 1000):
-        where = slice(start, min(start + 1000, len(images)))
-        part = images.take(where)
-        model = projector.slices(rotations[where], images.points[:n_points]) * part.filters[:, :n_points]
-        model *= part.centred_phases(shifts[where], n_points).conj()
-        if contrast is not None:
-            model *= contrast[where, None].astype(np.float32)
-        values[where] -= model
+    n_points = images.n_points(band)
+    model = projector.slices(rotations, images.points[:n_points]) * images.filters[:, :n_points]
+    model *= images.centred_phases(shifts, n_points).conj()
+    model *= contrast[:, None].astype(np.float32)
+    values = images.values[:, :n_points] - model
     return FourierImages(values, images.filters[:, :n_points], images.points[:n_points], images.L)
 
 

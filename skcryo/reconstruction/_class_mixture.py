@@ -8,11 +8,11 @@ from scipy.ndimage import gaussian_filter
 
 from ..alignment import refine_poses
 from ..projection import VolumeProjector
-from ..reconstruction._ab_initio_refine import add_images
-from ..reconstruction._ab_initio_start import signal_power
-from ..reconstruction._accumulator import FourierAccumulator
+from ._ab_initio_refine import add_images
+from ._ab_initio_start import signal_power
+from ._accumulator import FourierAccumulator
 
-__all__ = ["ClassMixture", "log_sum", "random_partition"]
+__all__ = ["ClassMixture", "MixtureState", "class_log_likelihood", "log_sum", "random_partition"]
 
 _FOLDS = 10
 # Power of a class's difference from the consensus over that of the molecule, in its prior
@@ -94,6 +94,56 @@ class _Residuals:
         cross = np.einsum("ij,ij->i", pairs, values)
         power = np.einsum("ij,ij->i", np.square(np.abs(model)), self.squares_of(rows))
         return np.stack([2.0 * cross, power]).astype(np.float64)
+
+
+@dataclass
+class MixtureState:
+    """Where expectation-maximisation is, and the likeliest iterate so far.
+
+    Attributes
+    ----------
+    responsibilities : ndarray of shape (n, n_classes)
+        The next iteration starts from.
+    shares : ndarray of shape (n_classes,)
+    curve : list of float
+        Mean log-likelihood of an image after each iteration that raised it.
+    n_iter, since : int
+        Iterations, and those since the last rise.
+    converged : bool
+    log_likelihood, best, scales : ndarray or None
+        Log-likelihoods, responsibilities (both (n, n_classes)) and scales (n_classes,) of the likeliest iterate.
+    """
+
+    responsibilities: np.ndarray
+    shares: np.ndarray
+    curve: list
+    n_iter: int = 0
+    since: int = 0
+    converged: bool = False
+    log_likelihood: np.ndarray | None = None
+    best: np.ndarray | None = None
+    scales: np.ndarray | None = None
+
+    @classmethod
+    def begin(cls, responsibilities, curve=()):
+        """Before the first iteration; `curve` is that of iterations before."""
+        return cls(responsibilities, responsibilities.mean(axis=0), list(curve))
+
+    def advance(self, mixture, tol):
+        """One iteration; converged once at most a share `tol` of the images changes class."""
+        log = mixture.expect(self.responsibilities)
+        weighted = log + np.log(np.maximum(self.shares, 1e-12))
+        evidence = log_sum(weighted)
+        labels = self.responsibilities.argmax(axis=1)
+        self.responsibilities = np.exp(weighted - evidence[:, None])
+        self.shares = self.responsibilities.mean(axis=0)
+        self.n_iter += 1
+        self.since += 1
+        if not self.curve or evidence.mean() > self.curve[-1]:
+            self.curve.append(float(evidence.mean()))
+            self.log_likelihood, self.best, self.scales, self.since = log, self.responsibilities, mixture.scales, 0
+        changed = np.mean(labels != self.responsibilities.argmax(axis=1))
+        self.converged = bool(changed <= tol or self.since == _PATIENCE)
 
 
 class ClassMixture:
@@ -254,42 +304,58 @@ class ClassMixture:
         self
             With ``converged``, False if it took `max_iter` iterations.
         """
-        n_classes = responsibilities.shape[1]
+        self.begin(responsibilities.shape[1])
+        self._iterate(responsibilities, max_iter, tol)
+        return self
+
+    def begin(self, n_classes):
+        """Go back to the first poses, for all of some classes."""
         rotations, shifts = self._first
         self.rotations = np.repeat(rotations[:, None], n_classes, axis=1)
         self.shifts = np.repeat(shifts[:, None], n_classes, axis=1)
         self.curve, self.n_iter = [], 0
         self._own = [self._shared] * n_classes
-        self._iterate(responsibilities, self._own, max_iter, tol)
-        return self
 
-    def _iterate(self, responsibilities, residuals, max_iter, tol):
+    def expect(self, responsibilities):
+        """Log-likelihood of each image in each class, of volumes that the other folds make with these shares.
+
+        Parameters
+        ----------
+        responsibilities : ndarray of shape (n, n_classes)
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes)
+        """
+        self._maximize(responsibilities, self._own)
+        return self._judge(self._own, responsibilities)
+
+    def _iterate(self, responsibilities, max_iter, tol):
         """Expectation-maximisation; what is kept is the likeliest iterate, if it is likelier than what there was."""
-        shares, labels = responsibilities.mean(axis=0), responsibilities.argmax(axis=1)
-        best, since, self.converged = None, 0, False
-        for _ in range(max_iter):
-            self._maximize(responsibilities, residuals)
-            log = self._judge(residuals, responsibilities)
-            weighted = log + np.log(np.maximum(shares, 1e-12))
-            evidence = log_sum(weighted)
-            self.n_iter += 1
-            since += 1
-            if not self.curve or evidence.mean() > self.curve[-1]:
-                self.curve.append(float(evidence.mean()))
-                best, since = (log, weighted - evidence[:, None], self.scales), 0
-            responsibilities = np.exp(weighted - evidence[:, None])
-            shares = responsibilities.mean(axis=0)
-            changed = np.mean(labels != responsibilities.argmax(axis=1))
-            labels = responsibilities.argmax(axis=1)
-            if changed <= tol or since == _PATIENCE:
-                self.converged = True
-                break
-        if best is None:
+        state = MixtureState.begin(responsibilities, self.curve)
+        while state.n_iter < max_iter and not state.converged:
+            state.advance(self, tol)
+        self.converged = state.converged
+        self.n_iter += state.n_iter
+        return self.keep(state)
+
+    def keep(self, state):
+        """Take over the likeliest iterate of a state, if there is one that is likelier than what there was.
+
+        Parameters
+        ----------
+        state : MixtureState
+
+        Returns
+        -------
+        bool
+            Whether there is.
+        """
+        if state.best is None:
             return False
-        self.log_likelihood, log_share, self.scales = best
-        self.responsibilities = np.exp(log_share)
-        self.shares = self.responsibilities.mean(axis=0)
-        self._maximize(self.responsibilities, residuals)
+        self.curve, self.log_likelihood, self.scales = state.curve, state.log_likelihood, state.scales
+        self.responsibilities, self.shares = state.best, state.best.mean(axis=0)
+        self._maximize(self.responsibilities, self._own)
         self.differences = self._volumes()
         return True
 
@@ -333,7 +399,7 @@ class ClassMixture:
         self._parallel(one, [(fold, k) for fold in range(len(self._folds)) for k in range(n_classes)])
         self.rotations, self.shifts = rotations, shifts
         self._own = [self._residuals(rotations[:, k], shifts[:, k]) for k in range(n_classes)]
-        rose = self._iterate(self.responsibilities, self._own, max_iter, tol)
+        rose = self._iterate(self.responsibilities, max_iter, tol)
         if not rose:
             self.rotations, self.shifts, self._own, self.scales = before
             self._maximize(self.responsibilities, self._own)
@@ -374,6 +440,33 @@ class ClassMixture:
         for (k, other), log in zip(pairs, self._parallel(one, pairs)):
             merged[k, other] = merged[other, k] = log
         return merged[np.arange(n_classes), np.arange(n_classes)].T, merged
+
+
+def class_log_likelihood(images, consensus, differences, rotations, shifts, contrast, band, n_jobs=1):
+    """Log-likelihood of images under volumes that they took no part in, above that of no particle.
+
+    Parameters
+    ----------
+    images : FourierImages
+    consensus : ndarray of shape (box, box, box)
+    differences : ndarray of shape (n_classes, box, box, box)
+        Volumes of the classes are ``consensus + differences``.
+    rotations, shifts : ndarray of shape (n, 3, 3) and (n, 2)
+    contrast : ndarray of shape (n,) or None
+    band : float
+        Cycles per box.
+    n_jobs : int, default=1
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes)
+    """
+    data = _Residuals.of(images, consensus, rotations, shifts, contrast, band)
+    points, everyone = images.points[: images.n_points(band)], slice(None)
+    terms = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(
+        joblib.delayed(data.terms)(difference, everyone, points) for difference in differences
+    )
+    return np.stack([data.gain + cross - power for cross, power in terms], axis=1)
 
 
 def _total(sums):
