@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._sml_expectation import Tables, group_energies
+from ._sml_expectation import Tables, group_energies, join_terms
 from ._sml_solve import conjugate_gradients
 
 __all__ = ["PixelMixture"]
@@ -69,7 +69,7 @@ class PixelMixture:
     # ---------------------------------------------------------------------------------------- expectation
     def features(self, filtered, squares, power, coordinates):
         """Of whitened images, what an iteration needs."""
-        return np.ascontiguousarray(filtered[:, : self.n_kept]), squares, power
+        return join_terms(filtered[:, : self.n_kept], squares), power
 
     def tables(self, coordinates, modes=None):
         """What multiplies the features of images in `coordinates`: see :class:`Tables`.
@@ -87,10 +87,7 @@ class PixelMixture:
         precision, means = self.precision[self.coordinates.rings[: self.n_kept]], self.means
         energies = group_energies(means * np.sqrt(precision), coordinates, modes)
         constant = (self.coordinates.ring_sizes * np.log(self.precision / (2 * np.pi))).sum() / 2
-        columns = (means * precision).T
-        return Tables(
-            np.ascontiguousarray(columns.astype(self.dtype)), energies.astype(self.dtype), self.precision / 2, constant
-        )
+        return Tables.of(means * precision, energies, self.precision / 2, constant, self.dtype)
 
     # --------------------------------------------------------------------------------------- maximisation
     def maximize(self, sums):
@@ -100,10 +97,10 @@ class PixelMixture:
         ``(beta basis^T diag(sum_i R c^2) basis + alpha / variance) W = beta basis^T sum_i R c Y``. They are solved side
         by side by conjugate gradients, preconditioned by what they are if all classes are seen as much.
         """
-        squares = self._by_coordinate(sums["squares"])
+        linear, squares = self._split(sums)
         beta = self.precision[self.coordinates.rings[: self.n_kept]]
         prior = self.alpha / self.prior_variances[self.coordinates.rings[: self.n_kept]]
-        share, right = beta * squares, beta * (self.basis.T @ sums["linear"])
+        share, right = beta * squares, beta * (self.basis.T @ linear)
         if self.basis.shape[0] == self.basis.shape[1] and np.array_equal(self.basis, np.eye(len(self.basis))):
             self.weights = right / (share + prior)
         else:
@@ -115,17 +112,18 @@ class PixelMixture:
                 self.weights,
                 axis=0,
             )
-        self._update_noise(sums, squares)
+        self._update_noise(sums, linear, squares)
 
-    def _by_coordinate(self, squares):
-        """sum_i R c^2 of each kept coordinate, (n_clusters, n_kept)."""
+    def _split(self, sums):
+        """sum_i R c Y and sum_i R c^2 of each kept coordinate, (n_clusters, n_kept)."""
+        linear, squares = np.split(sums["terms"], [self.n_kept], axis=1)
         if self.modes is not None:
             squares = (squares @ self.modes.T).clip(0)
-        return squares[:, self.coordinates.groups[: self.n_kept]]
+        return linear, np.take(squares, self.coordinates.groups[: self.n_kept], axis=1)
 
-    def _update_noise(self, sums, squares):
+    def _update_noise(self, sums, linear, squares):
         c, means = self.coordinates, self.means
-        explained = (means * (2 * sums["linear"] - means * squares)).sum(axis=0)
+        explained = (means * (2 * linear - means * squares)).sum(axis=0)
         left = sums["power"] - np.bincount(c.rings[: self.n_kept], explained, minlength=c.n_rings)
         variances = np.clip(left / (sums["total"] * c.ring_sizes), *self.noise_bounds)
         self.precision = 1 / variances
@@ -137,7 +135,7 @@ class PixelMixture:
 
     def reestimate_alpha(self, sums):
         """MacKay's update: effective parameters over the weights' sum of squares."""
-        rings, squares = self.coordinates.rings[: self.n_kept], self._by_coordinate(sums["squares"])
+        rings, squares = self.coordinates.rings[: self.n_kept], self._split(sums)[1]
         beta, prior = self.precision[rings], self.alpha / self.prior_variances[rings]
         effective = 0.0
         for first in np.flatnonzero(np.diff(self.coordinates.groups[: self.n_kept], prepend=-1)):

@@ -59,7 +59,7 @@ def first_means(init, space, mixture, data, nodes, rng):
         found = (
             single.features(*whitened, part.coordinates) for _, *whitened in part.whitened(space, space.ctf_modes)
         )
-        return np.concatenate([single.posterior_means(b, squares) for b, squares, _ in found])
+        return np.concatenate([single.posterior_means(terms) for terms, _ in found])
 
     if init == "auto":
         init = "k-means" if nodes is None else "pca"

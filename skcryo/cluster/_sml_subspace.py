@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ._sml_expectation import Tables, group_energies
+from ._sml_expectation import Tables, group_energies, join_terms
 from ._sml_solve import conjugate_gradients
 
 __all__ = ["SubspaceMixture"]
@@ -69,18 +69,16 @@ class SubspaceMixture:
 
     # ---------------------------------------------------------------------------------------- expectation
     def features(self, filtered, squares, power, coordinates):
-        """Of whitened images: b, the squares of their CTFs, and the power of the image relative to the mean."""
+        """Of whitened images: b with the squares of their CTFs, and the power of the image relative to the mean."""
         columns = self.components.astype(self.dtype)
-        return filtered[:, : len(columns)] @ columns, squares, power.sum(axis=1, keepdims=True)
+        return join_terms(filtered[:, : len(columns)] @ columns, squares), power.sum(axis=1, keepdims=True)
 
     def tables(self, coordinates, modes=None):
         """What multiplies the features of images: as :meth:`PixelMixture.tables`."""
         means = self.means
         energies = group_energies(means @ self.components.T, coordinates, modes)
         constant = -0.5 * self.n_coordinates * np.log(2 * np.pi)
-        return Tables(
-            np.ascontiguousarray(means.T.astype(self.dtype)), energies.astype(self.dtype), np.array([0.5]), constant
-        )
+        return Tables.of(means, energies, np.array([0.5]), constant, self.dtype)
 
     def products(self, coordinates, modes=None):
         """Products of pairs of components, summed over groups or modes: what makes H of squares of CTFs.
@@ -110,12 +108,13 @@ class SubspaceMixture:
 
     def maximize(self, sums):
         """Weights by equation 11, the system of all functions and components."""
-        curvature = self._curvature(sums["squares"])
+        linear, squares = np.split(sums["terms"], [len(self.variances)], axis=1)
+        curvature = self._curvature(squares)
         n_clusters, n_functions = self.basis.shape
         # in these units the prior is alpha times the identity
         unit = np.sqrt(self.variances)
         curvature *= unit[:, None] * unit
-        linear = sums["linear"] * unit
+        linear = linear * unit
         if n_clusters == n_functions and np.array_equal(self.basis, np.eye(n_clusters)):
             curvature += self.alpha * np.eye(len(unit))
             self.weights = np.linalg.solve(curvature, linear[:, :, None])[:, :, 0] * unit
@@ -128,7 +127,7 @@ class SubspaceMixture:
         inverse = 1 / (np.outer((self.basis**2).sum(axis=0), shape.clip(0)) + self.alpha)
 
         def operator(w):
-            return self.basis.T @ np.einsum("kij,kj->ki", curvature, self.basis @ w) + self.alpha * w
+            return self.basis.T @ np.matmul(curvature, (self.basis @ w)[:, :, None])[:, :, 0] + self.alpha * w
 
         def precondition(r):
             return (inverse * (r @ axes)) @ axes.T
@@ -142,7 +141,7 @@ class SubspaceMixture:
     def reestimate_alpha(self, sums):
         """MacKay's update: effective parameters over the weights' sum of squares, all classes of one curvature."""
         unit = np.sqrt(self.variances)
-        curvature = self._curvature(sums["squares"]) * (unit[:, None] * unit)
+        curvature = self._curvature(sums["terms"][:, len(unit) :]) * (unit[:, None] * unit)
         shares = np.einsum("kii->k", curvature)
         shares /= max(shares.sum(), 1e-300)
         shape = np.linalg.eigvalsh(curvature.sum(axis=0)).clip(0)
@@ -150,14 +149,13 @@ class SubspaceMixture:
         known = np.outer(gram, shape)
         return (known / (known + self.alpha)).sum() / max(-2 * self.log_prior() / self.alpha, 1e-300)
 
-    def posterior_means(self, b, squares):
+    def posterior_means(self, terms):
         """Coefficients of single images as expected under a Gaussian prior of `variances` (Wiener filter)."""
         n, unit = len(self.variances), np.sqrt(self.variances)
-        out = np.empty((len(b), n))
+        out = np.empty((len(terms), n))
         size = max(1, _SOLVE_BYTES // (8 * n * n))
-        for start in range(0, len(b), size):
-            part = slice(start, start + size)
-            system = self._curvature((squares[part] if len(squares) > 1 else squares).astype(np.float64))
-            system = system * (unit[:, None] * unit) + np.eye(n)
-            out[part] = np.linalg.solve(system, (b[part] * unit)[:, :, None])[:, :, 0] * unit
+        for start in range(0, len(terms), size):
+            b, squares = np.split(terms[start : start + size].astype(np.float64), [n], axis=1)
+            system = self._curvature(squares) * (unit[:, None] * unit) + np.eye(n)
+            out[start : start + size] = np.linalg.solve(system, (b * unit)[:, :, None])[:, :, 0] * unit
         return out
