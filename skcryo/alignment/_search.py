@@ -73,7 +73,8 @@ class ExpectedSlices:
     Attributes
     ----------
     numerator : ndarray of shape (n_rotations, n_points), complex64
-        Of tilt pairs those of the second images' rotations follow, ``rotations @ images.turn``. Sum over images and shifts of posterior weight times filter times image, its shift undone.
+        Sum over images and shifts of posterior weight times filter times image, its shift undone. Of tilt pairs those
+        of the second images' rotations follow, ``rotations @ images.turn``.
     denominator : ndarray of shape (n_rotations, n_points), float32
         The same sum of squared filters.
     rotation, shift : ndarray of shape (n_images,), int64

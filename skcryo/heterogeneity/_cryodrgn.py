@@ -72,8 +72,8 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
         a tenth of them, kept out of training, shows. "pca": the principal volumes' coordinates.
     poses : {"given", "search", "identity"} or estimator, default="given"
         "given": images carry rotations, or `rotations` is given; an error where they are missing. "search": they are
-        found from random ones, poses that images carry are not used. "identity": images
-        without rotations are taken as views along z with nothing turned. An estimator that has ``rotations_`` after
+        found from random ones, those that images carry are not used. "identity": images without rotations are taken as
+        views along z with nothing turned. An estimator that has ``rotations_`` after
         ``fit``, such as :class:`~skcryo.reconstruction.AbInitioVolume`: poses that images carry are not used; one that
         is fitted already, on as many images, is taken to be fitted on these. Its ``predict_poses`` is asked for those
         of new images.
@@ -151,6 +151,14 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
     distributions in closed form, the image's contrast beside z. The prior is the mixture of the images themselves. In
     training coordinates are drawn from these posteriors. Signal that no network explains is taken to be 3 % of a
     ring's power and counted with the noise.
+
+    ``poses="search"``: as :class:`~skcryo.reconstruction.AbInitioVolume` begins, stochastic expectation-maximisation
+    over a grid of poses with a rising band, from random poses, until two of up to five starts agree; then search and
+    Levenberg-Marquardt against the volume of all images. If particles differ, poses are refined against the decoder's
+    volumes after each third of the training but the last, these volumes in one frame. What was found on one volume
+    of a molecule that bends far is blurred and turns along with it: on such data, look at how volumes turn.
+
+    Tilt pairs are one particle with one pose, one z, one contrast and two shifts.
 
     References
     ----------
@@ -262,7 +270,8 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
         UserWarning
             If an image is constant.
         ConvergenceWarning
-            If the coordinates tell images apart by little more than chance, or the encoder has learnt noise by heart.
+            If poses were searched for and no two starts agree; if the coordinates tell images apart by little more than
+            chance, or the encoder has learnt noise by heart.
         """
         import_torch("CryoDRGN")
         device = resolve_device(self.device, caller="CryoDRGN")
@@ -274,7 +283,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
         stack = with_tilt(stack.replace(ctf=ctf), tilt, tilt_angle)
         for name in ("pose_estimator_", "tilt_shifts_", "tilt_noise_spectrum_"):
             vars(self).pop(name, None)
-        poses, problem = (), None
+        poses = ()
         if hasattr(self.poses, "fit"):
             self.pose_estimator_, *poses = find_poses(self.poses, stack)
         elif not self._searches:
@@ -289,8 +298,10 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
             self.tilt_noise_spectrum_ = spectra[1]
         saver = FitSaver(self, stack, (ctf, *poses))
         with FitProgress(self, X, y, max_steps=None) as progress:
-            if self._searches:
-                *poses, problem = search_from_nothing(
+            if saver.first_poses is not None:
+                poses = saver.first_poses
+            elif self._searches:
+                *poses, saver.problem = search_from_nothing(
                     padded, spectra, max_shift=largest_shift(self.max_shift, L), mask_radius=self._radius(L),
                     max_ring=min(_SEARCH_RING, self._max_ring), homogeneous=self.z_dim == 0, saver=saver,
                     progress=progress, n_jobs=self._threads(), device=device if device.type == "cuda" else None,
@@ -301,13 +312,14 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
                 _warn_of_constant_images(images, stack)
                 self._units = ImageUnits(images)
                 images = self._units.apply(images)
+            saver.first_poses = self.rotations_, self.shifts_
             with progress.step("start"):
                 latents, training = self._start(images, saver, device)
             self._train(training, latents, saver, progress)
-        if problem is not None:
+        if saver.problem is not None:
             warnings.warn(
-                f"CryoDRGN did not converge: {problem}. Poses may be wrong; more images or a smaller max_shift are "
-                "wanted",
+                f"CryoDRGN did not converge: {saver.problem}. Poses may be wrong; more images or a smaller max_shift "
+                "are wanted",
                 ConvergenceWarning,
                 stacklevel=2,
             )

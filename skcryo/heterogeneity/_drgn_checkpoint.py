@@ -24,6 +24,10 @@ class FitSaver:
         Rounds of training that are over.
     elapsed : float
         Seconds spent on training.
+    first_poses : tuple of two ndarrays or None
+        Rotations and shifts that training began with, once they are known.
+    problem : str or None
+        What speaks against them.
     folder : path or None
     key : dict or None
         Fingerprint of data and parameters.
@@ -33,6 +37,7 @@ class FitSaver:
         self.folder, self._last, self._saved = estimator.checkpoint_dir, time.monotonic(), None
         self.seed = int(check_random_state(estimator.random_state).randint(2**31 - 1))
         self.round, self.elapsed, self.key = 0, 0.0, None
+        self.first_poses, self.problem = None, None
         if self.folder is None:
             return
         params = estimator.get_params(deep=False)
@@ -56,6 +61,9 @@ class FitSaver:
             )
         # of a fit without random_state, that of its first session
         self.seed = self._saved[1]["seed"]
+        arrays = self._saved[0]
+        self.first_poses = arrays["first_rotations"], arrays["first_shifts"]
+        self.problem = self._saved[1]["problem"]
 
     def restore(self, training):
         """Put a training where the saved one was; its Latents, or None if there is none."""
@@ -72,6 +80,8 @@ class FitSaver:
             return
         arrays, info = training.state()
         arrays |= {"mean": latents.mean, "covariance": latents.covariance, "contrast": latents.contrast}
+        arrays |= dict(zip(("first_rotations", "first_shifts"), self.first_poses))
         info |= {"round": self.round, "elapsed": self.elapsed, "seed": self.seed, "fingerprint": self.key}
+        info |= {"problem": self.problem}
         save_checkpoint(self.folder, _CHECKPOINT, arrays, info)
         self._last = time.monotonic()

@@ -1,6 +1,7 @@
 """Images as the decoder is trained on them: Fourier images within a budget of memory, noise and model errors white."""
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,19 @@ def with_tilt(stack, tilt, tilt_angle):
 
 def noise_spectra(stack, radius):
     """Noise spectrum of the images, and of the tilt images if there are any, a list."""
-    views = [stack] if stack.tilt is None else [stack.replace(tilt=None), stack.tilt]
-    return [noise_spectrum(view, radius=radius) for view in views]
+    spectra = [noise_spectrum(stack.replace(tilt=None), radius=radius)]
+    if stack.tilt is not None:
+        with _of_tilt_images():
+            spectra.append(noise_spectrum(stack.tilt, radius=radius))
+    return spectra
+
+
+@contextmanager
+def _of_tilt_images():
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"of the tilt images: {error}") from error
 
 
 def part_of_stack(stack, where, images):
@@ -106,10 +118,8 @@ def fourier_images(stack, spectra, max_ring, budget=_BUDGET):
         return _fourier_images(stack, spectra[0], max_ring, budget)
     tilt = stack.tilt.replace(pixel_size=stack.pixel_size)
     first = _fourier_images(stack.replace(tilt=None), spectra[0], max_ring, budget // 2)
-    try:
+    with _of_tilt_images():
         second = _fourier_images(tilt, spectra[1], max_ring, budget // 2)
-    except ValueError as error:
-        raise ValueError(f"of the tilt images: {error}") from error
     turn = Rotation.from_rotvec(-stack.tilt_angle).as_matrix()
     pairs = FourierImages(first.values, first.filters, first.points, first.L, second, turn)
     pairs.folder = getattr(first, "folder", None)

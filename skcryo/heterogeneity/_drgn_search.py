@@ -9,6 +9,7 @@ from ._drgn_images import fourier_images
 __all__ = ["largest_shift", "poses_on_volume", "search_from_nothing"]
 
 _STARTS, _EPOCHS, _ROUNDS = 5, 30, 8  # at most
+_STEP = 15  # degrees between poses of the grid
 _CONTRAST_STD = 0.2
 _SEARCHES = 3  # of new images, each with the grid turned, so that they look between one another's poses
 _SEARCH_BAND = 14.0  # cycles per box
@@ -55,7 +56,7 @@ def search_from_nothing(
     """
     options = {
         "max_shift": max_shift, "mask_radius": mask_radius, "max_ring": max_ring, "n_starts": _STARTS,
-        "max_epochs": _EPOCHS, "max_rounds": _ROUNDS, "contrast_std": _CONTRAST_STD, "angular_step": 15,
+        "max_epochs": _EPOCHS, "max_rounds": _ROUNDS, "contrast_std": _CONTRAST_STD, "angular_step": _STEP,
     }  # fmt: skip
     saved = None if saver.folder is None else load_fit(saver.folder, saver.key)
     if saved is not None:  # of a fit without random_state, that of its first session

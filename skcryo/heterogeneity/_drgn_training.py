@@ -82,9 +82,8 @@ class DecoderTraining:
     def set_poses(self, rotations, shifts):
         """Replace the images' poses."""
         self.rotations, self.shifts = rotations, shifts
-        self.views = [
-            (view, turned.astype(np.float32)[:, :, :2], own) for view, turned, own in self.images.views(rotations, shifts)
-        ]
+        views = self.images.views(rotations, shifts)
+        self.views = [(view, turned.astype(np.float32)[:, :, :2], own) for view, turned, own in views]
 
     @property
     def weights(self):
@@ -184,7 +183,7 @@ class DecoderTraining:
         return np.maximum(power, 1.0)
 
     def _model(self, rows, columns, z, latents):
-        """What the network says of images at points, as pairs of real numbers; of pairs of images all first ones first."""
+        """What the network says of images at points, as pairs of real numbers; of tilt pairs first all first images."""
         factors, where = [], []
         for view, axes, _ in self.views:
             filters = view.filters

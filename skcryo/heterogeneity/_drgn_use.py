@@ -98,8 +98,8 @@ class FittedDecoder(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, Transformer
         z : ndarray of shape (n_images, z_dim)
             float64 for float64 images, else float32.
         """
-        posterior = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle)
-        return posterior.mean.astype(_float_dtype(X))
+        found = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle)
+        return found.mean.astype(_float_dtype(X))
 
     def fit_transform(self, X, y=None, *, rotations=None, shifts=None, ctf=None, tilt=None, tilt_angle=None):
         """Fit, and return the latent coordinates of the images.
@@ -168,7 +168,8 @@ class FittedDecoder(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, Transformer
         ndarray of shape (n_images,), float64
             Of frequencies up to 16 cycles per box.
         """
-        return self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle).log_likelihood
+        found = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle)
+        return found.log_likelihood
 
     def score(self, X, y=None, *, rotations=None, shifts=None, ctf=None, tilt=None, tilt_angle=None):
         """Mean of :meth:`score_samples`: higher is better. Of held-out images it tells which `z_dim` is wanted.
@@ -183,7 +184,8 @@ class FittedDecoder(ClassNamePrefixFeaturesOutMixin, StackTagsMixin, Transformer
         -------
         score : float
         """
-        return float(self.score_samples(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle).mean())
+        found = self.score_samples(X, rotations=rotations, shifts=shifts, ctf=ctf, tilt=tilt, tilt_angle=tilt_angle)
+        return float(found.mean())
 
 
 def _float_dtype(X):
