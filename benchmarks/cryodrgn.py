@@ -9,7 +9,7 @@ half turned by 0 to 90 degrees about a hinge ("linear") or tipped by 25 degrees 
 * linear: both molecules, white noise, SNR 0.1 and none, z_dim 1; preset "ctf" at SNR 0.1.
 * circular: 8ZPM, SNR 0.1, z_dim 2; latents are told by the share of the 10 nearest neighbours that are near in truth.
 * ab_initio: one volume, 70S (--volume ribosome_70s_65.mrc, cropped to 64 px), poses from nothing.
-* unknown_poses: 8ZPM, SNR 0.1, z_dim 1, poses from nothing; errors in one frame and in one for each tenth of the states.
+* unknown_poses: 8ZPM, SNR 0.1, z_dim 1, poses from nothing; errors in one frame, and in one for each tenth of states.
 * tilt: 8ZPM, SNR 0.1, 1500 particles of known poses, single images and pairs, the stage tilted by 45 degrees.
 * inference: 8ZPM, SNR 0.1, coordinates by the encoder and by principal volumes, for comparison.
 
