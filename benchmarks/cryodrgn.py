@@ -1,4 +1,4 @@
-"""Continuous motion: latents of held-out images and volumes that `CryoDRGN` finds, poses known.
+"""Continuous motion: latents of held-out images and volumes that `CryoDRGN` finds; poses known or not; tilt pairs.
 
     OMP_NUM_THREADS=1 python benchmarks/cryodrgn.py --atoms 8zpm.cif --part linear --seeds 0 1 2 --output cryodrgn.json
 
@@ -8,6 +8,9 @@ half turned by 0 to 90 degrees about a hinge ("linear") or tipped by 25 degrees 
 
 * linear: both molecules, white noise, SNR 0.1 and none, z_dim 1; preset "ctf" at SNR 0.1.
 * circular: 8ZPM, SNR 0.1, z_dim 2; latents are told by the share of the 10 nearest neighbours that are near in truth.
+* ab_initio: one volume, 70S (--volume ribosome_70s_65.mrc, cropped to 64 px), poses from nothing.
+* unknown_poses: 8ZPM, SNR 0.1, z_dim 1, poses from nothing; errors in one frame, and in one for each tenth of states.
+* tilt: 8ZPM, SNR 0.1, 1500 particles of known poses, single images and pairs, the stage tilted by 45 degrees.
 * inference: 8ZPM, SNR 0.1, coordinates by the encoder and by principal volumes, for comparison.
 
 CPU seconds are those of `fit` on one thread. Rows are added as they are finished; what is there is not run again.
@@ -27,8 +30,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NearestNeighbors
 
 from skcryo.datasets import make_molecule, make_particles, volume_from_atoms
+from skcryo.fourier import fourier_crop
 from skcryo.heterogeneity import CryoDRGN
+from skcryo.io import load_volume
 from skcryo.metrics import fsc, fsc_resolution
+from skcryo.projection import VolumeProjector
+from skcryo.rotations import align_rotations, geodesic_distance
 
 L, N_STATES, N_IMAGES, N_HELD_OUT, N_VOLUMES = 64, 50, 5000, 500, 20
 PIXEL_SIZE = {"8ZPM": 2.5, "molecule": 5.0}
@@ -64,6 +71,13 @@ def tasks(part, seeds):
         rows = [("8ZPM", "linear", "paper", snr, 1, "decoder") for snr in (0.1, None)]
         rows += [("molecule", "linear", "paper", snr, 1, "decoder") for snr in (0.1, None)]
         rows += [(molecule, "linear", "ctf", 0.1, 1, "decoder") for molecule in ("8ZPM", "molecule")]
+    elif part == "ab_initio":
+        rows = [("paper", None, 1000)]
+        rows += [(preset, 0.1, 2000) for preset in ("paper", "shifted", "ctf", "experimental")]
+        return [(part, "70S", None, preset, snr, 0, None, n, seed) for seed in seeds for preset, snr, n in rows]
+    elif part in ("unknown_poses", "tilt"):
+        n = N_IMAGES if part == "unknown_poses" else 1500
+        return [(part, "8ZPM", "linear", "paper", 0.1, 1, "decoder", n, seed) for seed in seeds]
     elif part == "circular":
         rows = [("8ZPM", "circular", "paper", 0.1, 2, "decoder")]
     else:
@@ -72,6 +86,12 @@ def tasks(part, seeds):
 
 
 def run(path, part, molecule, motion, preset, snr, z_dim, inference, n_images, seed):
+    if part == "ab_initio":
+        return run_ab_initio(path, preset, snr, n_images, seed)
+    if part == "unknown_poses":
+        return run_unknown_poses(path, n_images, seed)
+    if part == "tilt":
+        return run_tilt(path, n_images, seed)
     volumes = states(molecule, motion, path)
     labels = np.random.default_rng(seed + 7).integers(N_STATES, size=n_images + N_HELD_OUT)
     stack, truth = make_particles(
@@ -98,6 +118,78 @@ def run(path, part, molecule, motion, preset, snr, z_dim, inference, n_images, s
     return row
 
 
+def run_ab_initio(path, preset, snr, n_images, seed):
+    """Poses of one volume from nothing."""
+    volume = fourier_crop(load_volume(path)[0].astype(np.float32), L, ndim=3)
+    stack, truth = make_particles(volume, n_images, preset=preset, snr=snr, pixel_size=5.0, random_state=seed)
+    begun = time.process_time()
+    options = {"max_shift": 0} if preset == "paper" else {}
+    found = CryoDRGN(0, poses="search", n_jobs=1, random_state=seed, **options).fit(stack)
+    cpu = time.process_time() - begun
+    good = ~truth.is_junk
+    aligned = align_rotations(found.rotations_[good], truth.rotations[good])[0]
+    errors = np.degrees(geodesic_distance(aligned, truth.rotations[good]))
+    rows, away = np.swapaxes(found.rotations_[good][:, :, :2], 1, 2), found.shifts_[good] - truth.shifts[good]
+    right = errors < 20
+    origin = np.linalg.lstsq(rows[right].reshape(-1, 3), away[right].reshape(-1), rcond=None)[0]
+    return {
+        "cpu_s": round(cpu, 1),
+        "median_deg": round(float(np.median(errors)), 3),
+        "above_20": round(float((errors > 20).mean()), 4),
+        "frobenius": float(f"{np.median(np.square(aligned - truth.rotations[good]).sum(axis=(1, 2))):.3g}"),
+        "shift_px": round(float(np.median(np.linalg.norm(away - rows @ origin, axis=1))), 3),
+    }
+
+
+def run_unknown_poses(path, n_images, seed):
+    """Poses and coordinates of a molecule that bends, from nothing."""
+    volumes = states("8ZPM", "linear", path)
+    labels = np.random.default_rng(seed + 7).integers(N_STATES, size=n_images)
+    stack, truth = make_particles(volumes, n_images, snr=0.1, pixel_size=2.5, labels=labels, random_state=seed)
+    begun = time.process_time()
+    found = CryoDRGN(1, poses="search", max_shift=0, n_jobs=1, random_state=seed).fit(stack)
+    cpu = time.process_time() - begun
+    aligned = align_rotations(found.rotations_, truth.rotations)[0]
+    errors = geodesic_distance(aligned, truth.rotations)
+    own = np.empty(n_images)
+    for tenth in range(10):
+        rows = labels * 10 // N_STATES == tenth
+        turned = align_rotations(aligned[rows], truth.rotations[rows], reflection=False)[0]
+        own[rows] = geodesic_distance(turned, truth.rotations[rows])
+    return {
+        "cpu_s": round(cpu, 1),
+        "rank_correlation": round(abs(float(spearmanr(found.embedding_[:, 0], labels)[0])), 4),
+        "one_frame_deg": round(float(np.degrees(np.median(errors))), 2),
+        "frame_per_state_deg": round(float(np.degrees(np.median(own))), 2),
+    }
+
+
+def run_tilt(path, n_images, seed):
+    """Rank correlation of coordinates with the truth, of single images and of pairs, poses known."""
+    volumes = states("8ZPM", "linear", path)
+    labels = np.random.default_rng(seed + 7).integers(N_STATES, size=n_images)
+    stack, truth = make_particles(volumes, n_images, snr=0.1, pixel_size=2.5, labels=labels, random_state=seed)
+    stack = stack.replace(rotations=truth.rotations)
+    angle = np.deg2rad(45)
+    turned = truth.rotations @ Rotation.from_rotvec([-angle, 0, 0]).as_matrix()
+    tilted = np.empty(stack.shape, dtype=np.float32)
+    for state in range(N_STATES):
+        rows = labels == state
+        tilted[rows] = VolumeProjector(volumes[state]).project(turned[rows])
+    noise = np.sqrt(tilted.var() / 0.1) * np.random.default_rng([seed, 1]).standard_normal(tilted.shape)
+    row = {}
+    for name, X in (("single", stack), ("pairs", stack.replace(tilt=tilted + noise, tilt_angle=angle))):
+        begun = time.process_time()
+        found = CryoDRGN(1, max_iter=600, n_jobs=1, random_state=seed).fit(X)
+        row[f"cpu_s_{name}"] = round(time.process_time() - begun, 1)
+        row[f"rank_correlation_{name}"] = round(abs(float(spearmanr(found.embedding_[:, 0], labels)[0])), 4)
+        rows = np.linspace(0, n_images - 1, N_VOLUMES).astype(int)
+        curves = [fsc(v, volumes[labels[i]]) for v, i in zip(found.volumes_at(found.embedding_[rows]), rows)]
+        pixels = [fsc_resolution(curve, 0.5, 1.0, box_size=L) for curve in curves]
+        row[f"pixels_{name}"] = round(float(np.mean(pixels)), 3)
+    return row
+
+
 def near(z, labels, motion):
     """Share of the 10 nearest neighbours in z that are within a tenth of all states of the truth."""
     neighbours = NearestNeighbors(n_neighbors=11).fit(z).kneighbors(z, return_distance=False)[:, 1:]
@@ -108,12 +200,17 @@ def near(z, labels, motion):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--atoms", required=True, help="8zpm.cif")
-    parser.add_argument("--part", choices=("linear", "circular", "inference"), default="linear")
+    parser.add_argument("--atoms", help="8zpm.cif, for all parts but ab_initio")
+    parser.add_argument("--volume", help="ribosome_70s_65.mrc, for ab_initio")
+    parts = ("linear", "circular", "inference", "ab_initio", "unknown_poses", "tilt")
+    parser.add_argument("--part", choices=parts, default="linear")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", help="rows whose description has this in it")
     parser.add_argument("--output", required=True)
     args = parser.parse_args()
+    path = args.volume if args.part == "ab_initio" else args.atoms
+    if path is None:
+        parser.error(f"part {args.part} needs {'--volume' if args.part == 'ab_initio' else '--atoms'}")
     done = []
     if os.path.exists(args.output):
         with open(args.output) as file:
@@ -123,7 +220,7 @@ def main():
         known = any(all(row[name] == key[name] for name in KEY) for row in done)
         if known or (args.only and args.only not in json.dumps(key)):
             continue
-        row = key | run(args.atoms, *task)
+        row = key | run(path, *task)
         print(json.dumps(row), flush=True)
         with open(args.output, "a") as file:
             file.write(json.dumps(row) + "\n")

@@ -482,7 +482,7 @@ def padded_to(stack: Any, smallest: int) -> Any:
     Returns
     -------
     ParticleStack
-        The same if the box is large enough; else in memory, with pixel size, CTFs and poses.
+        The same if the box is large enough; else in memory, with pixel size, CTFs, poses and tilt images.
     """
     from .particles import as_stack
 
@@ -492,5 +492,6 @@ def padded_to(stack: Any, smallest: int) -> Any:
     width = ((missing + 1) // 2, missing // 2)
     padded = as_stack(np.pad(np.asarray(stack, dtype=np.float32), ((0, 0), width, width)))
     return padded.replace(
-        pixel_size=stack.pixel_size, ctf=stack.ctf, rotations=stack.rotations, shifts=stack.shifts
-    )
+        pixel_size=stack.pixel_size, ctf=stack.ctf, rotations=stack.rotations, shifts=stack.shifts,
+        tilt=None if stack.tilt is None else padded_to(stack.tilt, smallest), tilt_angle=stack.tilt_angle,
+    )  # fmt: skip

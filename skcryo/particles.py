@@ -16,7 +16,7 @@ from .ctf import validate_ctf
 __all__ = ["ParticleStack", "as_stack", "concatenate_stacks", "describe_image", "iter_chunks"]
 
 _SOURCES = (ArrayImages, FileImages, JoinedImages, MappedImages)
-_FIELDS = ("ctf", "rotations", "shifts", "metadata")
+_FIELDS = ("ctf", "rotations", "shifts", "metadata", "tilt")
 _MAX_BYTES = 64 * 2**20
 
 
@@ -43,6 +43,11 @@ class ParticleStack:
         (x, y) in pixels: where the particle's centre lies relative to the image's.
     metadata : table with one row per image, default=None
         All columns of the STAR file that the images came from, see :func:`skcryo.io.load_particles`.
+    tilt : ParticleStack or array-like of shape (n_images, height, width), default=None
+        Second images of the same particles, after the stage was tilted; with CTFs and shifts of their own, if any.
+    tilt_angle : float or array-like of shape (3,), default=None
+        By how much, in radians: about the images' x axis, or as a rotation vector in their frame (x, y, z). A particle
+        of pose R is then seen at pose ``R T^-1``, T the rotation by that angle.
 
     Raises
     ------
@@ -69,7 +74,9 @@ class ParticleStack:
 
     ndim = 3
 
-    def __init__(self, data, *, pixel_size=None, ctf=None, rotations=None, shifts=None, metadata=None):
+    def __init__(
+        self, data, *, pixel_size=None, ctf=None, rotations=None, shifts=None, metadata=None, tilt=None, tilt_angle=None
+    ):
         self._images = _source(data)
         n = len(self._images)
         self._pixel_size = _check_pixel_size(pixel_size)
@@ -77,6 +84,7 @@ class ParticleStack:
         self._rotations = _check_rotations(rotations, n)
         self._shifts = _check_shifts(shifts, n)
         self._metadata = _check_length("metadata", metadata, n, "rows")
+        self._tilt, self._tilt_angle = check_tilt(tilt, tilt_angle, self)
 
     # What a stack is made of is read-only, because each part was checked against the others: see `replace`.
     @property
@@ -103,6 +111,16 @@ class ParticleStack:
     def metadata(self):
         """Table of all columns of the STAR file, or None."""
         return self._metadata
+
+    @property
+    def tilt(self):
+        """Second images of the same particles, ParticleStack of the same shape, or None."""
+        return self._tilt
+
+    @property
+    def tilt_angle(self):
+        """Angle between first and second images, rotation vector of shape (3,) in radians, or None."""
+        return self._tilt_angle
 
     @property
     def image_shape(self):
@@ -165,7 +183,7 @@ class ParticleStack:
         rows = _rows(key, len(self))
         new = object.__new__(ParticleStack)
         new._images = self._images.select(rows)
-        new._pixel_size = self._pixel_size
+        new._pixel_size, new._tilt_angle = self._pixel_size, self._tilt_angle
         for name in _FIELDS:
             value = getattr(self, name)
             setattr(new, f"_{name}", None if value is None else value[rows])
@@ -186,8 +204,8 @@ class ParticleStack:
 
         Parameters
         ----------
-        **changes : any of data, pixel_size, ctf, rotations, shifts, metadata
-            As for the constructor; None takes a part away.
+        **changes : any of data, pixel_size, ctf, rotations, shifts, metadata, tilt, tilt_angle
+            As for the constructor; None takes a part away, ``tilt=None`` the angle too.
 
         Returns
         -------
@@ -201,11 +219,13 @@ class ParticleStack:
         >>> stack.replace(pixel_size=2.0).pixel_size
         2.0
         """
-        parts = {"data": self._images, "pixel_size": self.pixel_size}
+        parts = {"data": self._images, "pixel_size": self.pixel_size, "tilt_angle": self.tilt_angle}
         parts.update((name, getattr(self, name)) for name in _FIELDS)
         unknown = sorted(set(changes) - set(parts))
         if unknown:
             raise TypeError(f"a ParticleStack has no {', '.join(unknown)}; it has {', '.join(parts)}")
+        if "tilt" in changes and changes["tilt"] is None:
+            changes = {"tilt_angle": None} | changes
         parts.update(changes)
         return ParticleStack(parts.pop("data"), **parts)
 
@@ -250,6 +270,11 @@ class ParticleStack:
         image_shape = self.image_shape if image_shape is None else tuple(int(size) for size in image_shape)
         if len(image_shape) != 2 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be (height, width), got {image_shape}")
+        if self.tilt is not None and "tilt" not in changes:
+            raise ValueError(
+                "a stack with tilt images is not mapped as one: map stack.replace(tilt=None) and stack.tilt, then join "
+                "them by replace(tilt=..., tilt_angle=...)"
+            )
         dtype = self.dtype if dtype is None else np.dtype(dtype)
         if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ValueError(f"dtype must be float32 or float64, got {dtype}")
@@ -266,7 +291,10 @@ class ParticleStack:
         -------
         ParticleStack
         """
-        return self if self.in_memory else self.replace(data=np.asarray(self))
+        changes = {} if self.in_memory else {"data": np.asarray(self)}
+        if self.tilt is not None and not self.tilt.in_memory:
+            changes["tilt"] = self.tilt.load()
+        return self.replace(**changes) if changes else self
 
     def locate(self, i):
         """Where image `i` comes from, for messages: its number in its file, from 1, and the file.
@@ -313,14 +341,58 @@ def as_stack(X):
     return X if isinstance(X, ParticleStack) else ParticleStack(X)
 
 
+def check_tilt(tilt, tilt_angle, stack):
+    """Second images of a stack's particles and the angle between, as they are stored.
+
+    Parameters
+    ----------
+    tilt : ParticleStack or array-like of shape (n_images, height, width), or None
+    tilt_angle : float or array-like of shape (3,), or None
+        Radians.
+    stack : ParticleStack
+        The first images.
+
+    Returns
+    -------
+    tilt : ParticleStack or None
+    tilt_angle : ndarray of shape (3,), float64, or None
+
+    Raises
+    ------
+    ValueError
+        If one comes without the other, shapes or pixel sizes differ, or the angle is no angle.
+    """
+    if tilt is None and tilt_angle is None:
+        return None, None
+    if tilt is None or tilt_angle is None:
+        given, missing = ("tilt_angle", "tilt") if tilt is None else ("tilt", "tilt_angle")
+        raise ValueError(f"{given} is given but {missing} is not; both are wanted, or neither")
+    tilt = as_stack(tilt)
+    if tilt.tilt is not None:
+        raise ValueError("tilt has tilt images itself; pairs are wanted")
+    if tilt.shape != stack.shape:
+        raise ValueError(f"tilt has shape {tilt.shape} but the first images have {stack.shape}; the same is wanted")
+    here, there = tilt.pixel_size, stack.pixel_size
+    if None not in (here, there) and not np.isclose(here, there, rtol=1e-4):
+        raise ValueError(f"tilt has pixels of {_short(here)} A but the first images of {_short(there)} A")
+    angle = np.asarray(tilt_angle, dtype=np.float64)
+    angle = np.array([float(angle), 0.0, 0.0]) if angle.ndim == 0 else angle
+    if angle.shape != (3,) or not np.isfinite(angle).all() or not 0 < np.linalg.norm(angle) <= np.pi:
+        raise ValueError(
+            f"tilt_angle is {angle.tolist()}; an angle in radians, not 0 and at most pi, or a rotation vector of shape "
+            "(3,) is wanted"
+        )
+    return tilt, angle
+
+
 def concatenate_stacks(stacks):
     """One stack of all images of several, in order, without reading any.
 
     Parameters
     ----------
     stacks : sequence of ParticleStack
-        Of one image shape and pixel size. Each of CTF, rotations, shifts and metadata must be there in all of
-        them or in none.
+        Of one image shape and pixel size. Each of CTF, rotations, shifts, metadata and tilt images must be there in
+        all of them or in none.
 
     Returns
     -------
@@ -361,10 +433,19 @@ def concatenate_stacks(stacks):
                     f"away by replace({name}=None)"
                 )
     fields = {}
+    if first.tilt is not None:
+        fields["tilt_angle"] = first.tilt_angle
+        for i, stack in enumerate(stacks):
+            if not np.allclose(stack.tilt_angle, first.tilt_angle):
+                raise ValueError(
+                    f"stacks differ in tilt_angle: stack {i} has {stack.tilt_angle.tolist()}, stack 0 has "
+                    f"{first.tilt_angle.tolist()}"
+                )
+    joins = {"tilt": concatenate_stacks}
     for name in _FIELDS:
         values = [getattr(stack, name) for stack in stacks]
         if values[0] is not None:
-            join = type(values[0]).concatenate if name == "metadata" else np.concatenate
+            join = type(values[0]).concatenate if name == "metadata" else joins.get(name, np.concatenate)
             fields[name] = join(values)
     return ParticleStack(_join([s._images for s in stacks]), pixel_size=first.pixel_size, **fields)
 

@@ -1,9 +1,12 @@
 """CryoDRGN where poses are found by an estimator, or refined against its volumes; frames of volumes."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Bunch
 
 from skcryo.datasets import make_molecule, make_particles
@@ -97,3 +100,63 @@ def test_frames_of_turned_volumes(degrees):
     found = frames(np.stack([volume, turned]), volume, 12.0, 0)
     assert np.degrees(geodesic_distance(found[0], np.eye(3))) < 0.1
     assert np.degrees(geodesic_distance(found[1], turn)) < 0.3
+
+
+# ---------------------------------------------------------------------------------------------- poses from nothing
+SEARCH = {"poses": "search", "max_shift": 0, "max_iter": 12, "n_jobs": 1, "device": "cpu", "random_state": 0}
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Starts as short as tiny images allow."""
+    import skcryo.heterogeneity._drgn_search as module
+
+    for name, value in (("_EPOCHS", 11), ("_STARTS", 2), ("_STEP", 30)):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return make_particles(make_molecule(16, random_state=1), 200, snr=4.0, random_state=0)
+
+
+def test_poses_from_nothing(small, few_steps):
+    pytest.importorskip("torch")
+    stack, truth = small
+    given = np.tile(np.eye(3), (len(stack), 1, 1))  # what images carry plays no part
+    estimator = CryoDRGN(0, **SEARCH).fit(stack[:160].replace(rotations=given[:160]))
+    assert np.median(pose_error(estimator.rotations_, truth.rotations[:160]).errors) < 10
+    assert np.abs(estimator.shifts_).max() < 1.5 and not hasattr(estimator, "pose_estimator_")
+    new = estimator.predict_poses(stack[160:]).rotations
+    both = np.concatenate([estimator.rotations_, new])
+    assert np.median(pose_error(both, truth.rotations).errors[160:]) < 10  # in one frame and hand
+
+
+@pytest.mark.parametrize("moment", [3, 27])
+def test_killed_search_resumed_ends_where_the_unbroken_fit_ends(small, few_steps, moment, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from test_cryodrgn import KillAt, Killed
+
+    import skcryo.heterogeneity._drgn_checkpoint as module
+    import skcryo.heterogeneity._drgn_search as search_module
+
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(search_module, "_SECONDS_BETWEEN", 0.0)
+    stack = small[0][:60]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        unbroken = CryoDRGN(0, **SEARCH).fit(stack)
+        with pytest.raises(Killed):
+            CryoDRGN(0, checkpoint_dir=tmp_path, **SEARCH).set_callbacks(KillAt(moment)).fit(stack)
+        resumed = CryoDRGN(0, checkpoint_dir=tmp_path, **SEARCH).fit(stack)
+    assert np.array_equal(resumed.rotations_, unbroken.rotations_)
+    assert resumed.loss_curve_ == unbroken.loss_curve_
+
+
+def test_starts_that_disagree_are_said(few_steps):
+    pytest.importorskip("torch")
+    noise = np.random.default_rng(0).normal(size=(60, 16, 16)).astype(np.float32)
+    with pytest.warns(ConvergenceWarning, match="CryoDRGN did not converge: none of 2 starts agrees"):
+        CryoDRGN(0, **SEARCH).fit(noise)
+    with pytest.raises(ValueError, match="max_shift is 9 pixels; less than half of the box of 16"):
+        CryoDRGN(0, **(SEARCH | {"max_shift": 9})).fit(noise)

@@ -29,19 +29,50 @@ class FourierImages:
         :func:`skcryo.fourier.half_plane` without the origin.
     L : int
         Box in pixels: the unit of the shifts.
+    tilted : FourierImages, default=None
+        Second images of the same particles, at the same points, whose rotations are those of the first times `turn`.
+        Shifts of such pairs are of shape (n_images, 4), those of the second image last.
+    turn : ndarray of shape (3, 3), default=None
 
     See Also
     --------
     fourier_images : Makes one from a stack.
     """
 
-    def __init__(self, values, filters, points, L):
+    def __init__(self, values, filters, points, L, tilted=None, turn=None):
         self.values = values
         self.filters = filters
         self.points = points
         self.radii = np.hypot(points[:, 0], points[:, 1])
         self.rings = np.rint(self.radii).astype(np.int64)
         self.L = L
+        self.tilted, self.turn = tilted, turn
+
+    @property
+    def n_views(self):
+        """1, or 2 of pairs."""
+        return 1 if self.tilted is None else 2
+
+    def views(self, rotations, shifts):
+        """Go through the images of a particle one by one.
+
+        Parameters
+        ----------
+        rotations : ndarray of shape (n_images, 3, 3)
+        shifts : ndarray of shape (n_images, 2 * n_views)
+
+        Yields
+        ------
+        images : FourierImages
+            That are no pairs.
+        rotations, shifts : ndarray of shape (n_images, 3, 3) and (n_images, 2)
+            Theirs.
+        """
+        if self.tilted is None:
+            yield self, rotations, shifts
+            return
+        yield FourierImages(self.values, self.filters, self.points, self.L), rotations, shifts[:, :2]
+        yield self.tilted, rotations @ self.turn, shifts[:, 2:]
 
     def __len__(self):
         return len(self.values)
@@ -73,7 +104,8 @@ class FourierImages:
         FourierImages
         """
         filters = self.filters if len(self.filters) == 1 else self.filters[index]
-        return FourierImages(self.values[index], filters, self.points, self.L)
+        tilted = None if self.tilted is None else self.tilted.take(index)
+        return FourierImages(self.values[index], filters, self.points, self.L, tilted, self.turn)
 
     def rescaled(self, factors):
         """Return the same images in other units of the noise.
@@ -88,7 +120,8 @@ class FourierImages:
         FourierImages
         """
         factors = np.asarray(factors, dtype=np.float32)
-        return FourierImages(self.values * factors, self.filters * factors, self.points, self.L)
+        tilted = None if self.tilted is None else self.tilted.rescaled(factors)
+        return FourierImages(self.values * factors, self.filters * factors, self.points, self.L, tilted, self.turn)
 
     @classmethod
     def from_stack(cls, stack, spectrum, max_ring, *, ctf=None, pixel_size=None, chunk_size=None):

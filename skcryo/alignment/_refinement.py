@@ -26,7 +26,7 @@ class PoseFit:
     Attributes
     ----------
     rotations : ndarray of shape (n, 3, 3)
-    shifts : ndarray of shape (n, 2)
+    shifts : ndarray of shape (n, 2), or (n, 4) of tilt pairs
         In pixels.
     error : ndarray of shape (n,)
         Squared residual in units of the noise, minus the log-prior of the contrast if that was fitted: minus the
@@ -67,8 +67,9 @@ class PoseFit:
             getattr(self, name)[better] = getattr(other, name)[better]
 
 
-def _check_lengths(n, rotations, shifts, contrast):
-    shapes = {"rotations": (rotations, (n, 3, 3)), "shifts": (shifts, (n, 2)), "contrast": (contrast, (n,))}
+def _check_lengths(images, rotations, shifts, contrast):
+    n, width = len(images), 2 * images.n_views
+    shapes = {"rotations": (rotations, (n, 3, 3)), "shifts": (shifts, (n, width)), "contrast": (contrast, (n,))}
     for name, (array, shape) in shapes.items():
         if array is not None and np.shape(array) != shape:
             raise ValueError(f"{name} must have shape {shape} for {n} images, got {np.shape(array)}")
@@ -82,7 +83,7 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
     images : FourierImages of n images
     projector : VolumeProjector
     rotations : ndarray of shape (n, 3, 3)
-    shifts : ndarray of shape (n, 2)
+    shifts : ndarray of shape (n, 2), or (n, 4) of tilt pairs
     contrast : ndarray of shape (n,), default=None
         Factors of the slices; None: 1.
     band : float, default=None
@@ -90,9 +91,9 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
 
     Returns
     -------
-    hessian : ndarray of shape (n, 5, 5)
-        ``Re J* J`` by (rotation vector w on the right, ``R exp([w]x)``, in radians; shift in pixels).
-    gradient : ndarray of shape (n, 5)
+    hessian : ndarray of shape (n, 5, 5), or (n, 7, 7) of tilt pairs
+        ``Re J* J`` by (rotation vector w on the right, ``R exp([w]x)``, in radians; shifts in pixels).
+    gradient : ndarray of shape (n, 5) or (n, 7)
         ``Re J* residual``: the step is ``hessian^-1 gradient``.
     sums : ndarray of shape (n, 3)
         Squared residual, ``Re <model, image>``, ``|model|^2``, the last two at contrast 1.
@@ -122,13 +123,31 @@ def pose_normal_equations(images, projector, rotations, shifts, *, contrast=None
     >>> bool(np.allclose(gradient, 0, atol=1e-3 * hessian.max())), bool((sums[:, 0] < 1e-6 * sums[:, 2]).all())
     (True, True)
     """
-    _check_lengths(len(images), rotations, shifts, contrast)
+    _check_lengths(images, rotations, shifts, contrast)
     hessian, gradient, _, sums = _evaluate(images, projector, rotations, shifts, contrast, band)
     return hessian, gradient, sums
 
 
 def _evaluate(images, projector, rotations, shifts, contrast, band):
     """Normal equations, with them ``Re J* model`` for the rotation vector."""
+    parts = [_evaluate_view(*view, projector, contrast, band) for view in images.views(rotations, shifts)]
+    if len(parts) == 1:
+        return parts[0]
+    # The second rotation is R turn: R exp([w]x) turn = R turn exp([turn' w]x).
+    (hessian, gradient, slopes, sums), (own, own_gradient, own_slopes, own_sums) = parts
+    turn, n = images.turn, len(images)
+    joint, joint_gradient = np.zeros((n, 7, 7)), np.zeros((n, 7))
+    joint[:, :5, :5], joint_gradient[:, :5] = hessian, gradient
+    joint[:, :3, :3] += turn @ own[:, :3, :3] @ turn.T
+    joint[:, :3, 5:] = turn @ own[:, :3, 3:]
+    joint[:, 5:, :3] = joint[:, :3, 5:].swapaxes(1, 2)
+    joint[:, 5:, 5:] = own[:, 3:, 3:]
+    joint_gradient[:, :3] += own_gradient[:, :3] @ turn.T
+    joint_gradient[:, 5:] = own_gradient[:, 3:]
+    return joint, joint_gradient, slopes + own_slopes @ turn.T, sums + own_sums
+
+
+def _evaluate_view(images, rotations, shifts, projector, contrast, band):
     n = len(images)
     n_points = len(images.points) if band is None else images.n_points(band)
     contrast = np.ones(n) if contrast is None else np.ascontiguousarray(contrast, dtype=np.float64)
@@ -169,10 +188,10 @@ def refine_poses(
     projector : VolumeProjector
         The volume; its box may be smaller than the images' (cropped in Fourier space).
     rotations : ndarray of shape (n, 3, 3)
-    shifts : ndarray of shape (n, 2)
+    shifts : ndarray of shape (n, 2), or (n, 4) of tilt pairs
         Where to start.
     contrast : ndarray of shape (n,), default=None
-        Held fixed; None: 1.
+        Held fixed; None: 1. Both images of a pair have the same.
     contrast_std : float, default=None
         If given, the contrast is fitted too, image by image, under a normal distribution about 1 of this standard
         deviation, instead of being held at `contrast`.
@@ -209,7 +228,7 @@ def refine_poses(
     ([0.0, 0.0, 0.0], [0.5, 0.5])
     """
     n = len(images)
-    _check_lengths(n, rotations, shifts, contrast)
+    _check_lengths(images, rotations, shifts, contrast)
     if contrast is None or contrast_std is not None:
         contrast = np.ones(n)
     contrast = np.asarray(contrast)
@@ -222,7 +241,7 @@ def refine_poses(
         for where in blocks
     )
     if not parts:
-        return PoseFit(*(np.empty((0, *shape)) for shape in ((3, 3), (2,), (), (), ())))
+        return PoseFit(*(np.empty((0, *shape)) for shape in ((3, 3), (2 * images.n_views,), (), (), ())))
     return PoseFit(*(np.concatenate(column) for column in zip(*parts)))
 
 
@@ -246,7 +265,7 @@ def _at_best_contrast(hessian, gradient, slopes, sums, tight):
 
 def _refine_block(images, projector, rotations, shifts, contrast, contrast_std, band, n_steps, refine_shifts):
     rotations, shifts = np.array(rotations, dtype=np.float64), np.array(shifts, dtype=np.float64)
-    n, size = len(images), 5 if refine_shifts else 3
+    n, size = len(images), 3 + refine_shifts * shifts.shape[1]
     damping = np.full(n, 1e-2)
     diagonal = np.arange(size)
 

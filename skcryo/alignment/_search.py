@@ -55,7 +55,8 @@ class PoseCandidates:
     Attributes
     ----------
     rotation, shift : ndarray of shape (n_images, n_best), int64
-        Indices into the grids, the best first; no rotation twice.
+        Indices into the grids, the best first; no rotation twice. Shifts of tilt pairs are of shape
+        (n_images, n_best, 2).
     log_likelihood : ndarray of shape (n_images, n_best)
         Above that of an image without signal.
     """
@@ -72,11 +73,12 @@ class ExpectedSlices:
     Attributes
     ----------
     numerator : ndarray of shape (n_rotations, n_points), complex64
-        Sum over images and shifts of posterior weight times filter times image, its shift undone.
+        Sum over images and shifts of posterior weight times filter times image, its shift undone. Of tilt pairs those
+        of the second images' rotations follow, ``rotations @ images.turn``.
     denominator : ndarray of shape (n_rotations, n_points), float32
         The same sum of squared filters.
     rotation, shift : ndarray of shape (n_images,), int64
-        The most likely.
+        The most likely; shifts of tilt pairs are of shape (n_images, 2).
     log_evidence : ndarray of shape (n_images,)
         Log of the mean likelihood over the grid, above that of an image without signal.
     """
@@ -229,6 +231,8 @@ def search_poses(
 
     Notes
     -----
+    Tilt pairs are compared in NumPy, whatever the device.
+
     Torch's log-likelihoods are NumPy's to the rounding of float32: within 1e-5 of the largest. Poses closer to each
     other than that may change places.
 
@@ -248,6 +252,13 @@ def search_poses(
     ([[5], [17]], [[2], [10]])
     """
     device = accelerator(device, caller="search_poses")
+    if images.tilted is not None:
+        from ._search_pairs import search_poses_of_pairs
+
+        return search_poses_of_pairs(
+            images, projector, rotations, shifts, band=band, n_best=n_best, contrast=contrast,
+            contrast_std=contrast_std, n_jobs=n_jobs,
+        )
     if device is not None:
         from ._search_torch import search_poses_torch
 
@@ -330,6 +341,12 @@ def expected_slices(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     device = accelerator(device, caller="expected_slices")
+    if images.tilted is not None:
+        from ._search_pairs import expected_slices_of_pairs
+
+        return expected_slices_of_pairs(
+            images, projector, rotations, shifts, band=band, temperature=temperature, contrast=contrast, n_jobs=n_jobs
+        )
     if device is not None:
         from ._search_torch import expected_slices_torch
 

@@ -7,9 +7,8 @@ from os import PathLike
 
 import joblib
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Bunch
 
 from .._callback import CallbackSupportMixin, FitProgress
 from .._ext._emd import max_threads
@@ -17,45 +16,41 @@ from .._torch import DEVICES, import_torch, resolve_device
 from .._validation import (
     HasMethods,
     Interval,
-    StackTagsMixin,
     StrOptions,
     _fit_context,
-    check_is_fitted,
-    iter_finite_chunks,
     padded_to,
     resolve_optics,
     validate_lazy,
-    validate_parameters,
 )
-from ..alignment import FourierImages
 from ..particles import describe_image
-from ..preprocessing import noise_spectrum
 from ._drgn_checkpoint import FitSaver
 from ._drgn_decoder import ResidualDecoder
-from ._drgn_images import ImageUnits, fourier_images, part_of_stack
+from ._drgn_images import ImageUnits, fourier_images, noise_spectra, with_tilt
 from ._drgn_inference import ComponentsPosterior, EncoderPosterior
 from ._drgn_latents import LatentMixture
 from ._drgn_paper import HartleyDecoder, ImageEncoder
 from ._drgn_poses import find_poses, frames, refine_against, resolve_poses
+from ._drgn_search import largest_shift, search_from_nothing
 from ._drgn_start import Contrasts, first_latents, particle_radius
 from ._drgn_training import DecoderTraining, product_dtype
+from ._drgn_use import SMALLEST_BOX, FittedDecoder
 from ._drgn_verdict import told_by_heart, told_collapse
 from ._drgn_volumes import VolumeDecoder
 
 __all__ = ["CryoDRGN"]
 
-_SMALLEST_BOX = 16
 _ROUNDS = 3  # of training and of latents
-_STEPS, _PASSES = 3000, 3  # of training: at least, and passes over the images
+_STEPS, _RIGID_STEPS, _PASSES = 3000, 900, 3  # of training: at least, for one volume, and passes over the images
 _BETWEEN = 50
 _N_CENTRES = 20
 _BAND = 16.0  # cycles per box that latents are inferred from
 _CONTRAST_STD = 0.05
+_SEARCH_RING = 32.0  # cycles per box that poses are searched with, at most
 _KEPT_OUT = 0.1  # of the images, from training with an encoder
 _ARCHITECTURES = {"residual": ResidualDecoder, "paper": HartleyDecoder}
 
 
-class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsMixin, TransformerMixin, BaseEstimator):
+class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
     """Continuous heterogeneity of particles of known poses: latent coordinates, and a volume for each of them.
 
     A network says the Fourier coefficients of the volume at any latent coordinates z. It is trained so that its
@@ -75,17 +70,22 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         Where coordinates come from. "decoder": their posterior through the decoder. "encoder": a second network that
         looks at images, as in the paper (a variational autoencoder). It learns noise by heart if images are few, which
         a tenth of them, kept out of training, shows. "pca": the principal volumes' coordinates.
-    poses : {"given", "identity"} or estimator, default="given"
-        "given": images carry rotations, or `rotations` is given; an error where they are missing. "identity": images
-        without rotations are taken as views along z with nothing turned. An estimator that has ``rotations_`` after
+    poses : {"given", "search", "identity"} or estimator, default="given"
+        "given": images carry rotations, or `rotations` is given; an error where they are missing. "search": they are
+        found from random ones, those that images carry are not used. "identity": images without rotations are taken as
+        views along z with nothing turned. An estimator that has ``rotations_`` after
         ``fit``, such as :class:`~skcryo.reconstruction.AbInitioVolume`: poses that images carry are not used; one that
         is fitted already, on as many images, is taken to be fitted on these. Its ``predict_poses`` is asked for those
         of new images.
     refine_poses : bool or "auto", default="auto"
-        Whether poses are refined against the volumes of the decoder. "auto": if an estimator found them.
+        Whether poses are refined against the volumes of the decoder. "auto": if an estimator found them, or a search
+        did and `z_dim` is not 0; against one volume the search has refined them already, better than a decoder can
+        that has seen few images.
+    max_shift : float or "auto", default="auto"
+        Largest shift in x and in y that a search looks for, in pixels. "auto": 0.055 L.
     max_iter : int, default=None
-        Steps of training, each on 16 images ("paper": 10). None: 3000, or as many as three passes over the images take
-        if that is more.
+        Steps of training, each on 16 images ("paper": 10). None: 3000 (900 if `z_dim` is 0), or as many as three
+        passes over the images take if that is more.
     max_time : float, default=None
         Seconds that training may take; it is planned so that it ends then. None: `max_iter` alone decides. With it,
         results depend on how fast the computer is.
@@ -123,12 +123,14 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         Of the network.
     rotations_, shifts_ : ndarray of shape (n_images, 3, 3) and (n_images, 2), float64
         Poses, as they were given or found, refined if they are to be.
+    tilt_shifts_ : ndarray of shape (n_images, 2), float64
+        Of the tilt images, if there are any.
     pose_estimator_ : estimator
         The fitted one, if there is one.
     resolution_ : float
         Finest detail that images were used for, in Angstrom or pixels as `resolution`.
-    noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
-        The noise's power by ring.
+    noise_spectrum_, tilt_noise_spectrum_ : ndarray of shape (L // 2 + 1,), float64
+        The noise's power by ring; that of the tilt images if there are any.
     pixel_size_ : float or None
     n_features_in_ : int
     image_shape_ : tuple of two ints
@@ -150,6 +152,14 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
     training coordinates are drawn from these posteriors. Signal that no network explains is taken to be 3 % of a
     ring's power and counted with the noise.
 
+    ``poses="search"``: as :class:`~skcryo.reconstruction.AbInitioVolume` begins, stochastic expectation-maximisation
+    over a grid of poses with a rising band, from random poses, until two of up to five starts agree; then search and
+    Levenberg-Marquardt against the volume of all images. If particles differ, poses are refined against the decoder's
+    volumes after each third of the training but the last, these volumes in one frame. What was found on one volume
+    of a molecule that bends far is blurred and turns along with it: on such data, look at how volumes turn.
+
+    Tilt pairs are one particle with one pose, one z, one contrast and two shifts.
+
     References
     ----------
     .. [1] Zhong, Bepler, Berger, Davis, "CryoDRGN: reconstruction of heterogeneous cryo-EM structures using neural
@@ -166,8 +176,9 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         "z_dim": [Interval(Integral, 0, None, closed="left")],
         "architecture": [StrOptions(set(_ARCHITECTURES))],
         "inference": [StrOptions({"decoder", "encoder", "pca"})],
-        "poses": [StrOptions({"given", "identity"}), HasMethods(["fit"])],
+        "poses": [StrOptions({"given", "search", "identity"}), HasMethods(["fit"])],
         "refine_poses": ["boolean", StrOptions({"auto"})],
+        "max_shift": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "resolution": [Interval(Real, 0, None, closed="neither"), None],
@@ -187,6 +198,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         inference="decoder",
         poses="given",
         refine_poses="auto",
+        max_shift="auto",
         max_iter=None,
         max_time=None,
         resolution=None,
@@ -202,6 +214,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         self.inference = inference
         self.poses = poses
         self.refine_poses = refine_poses
+        self.max_shift = max_shift
         self.max_iter = max_iter
         self.max_time = max_time
         self.resolution = resolution
@@ -214,7 +227,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
 
     # ------------------------------------------------------------------------------------------------- fit
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
+    def fit(self, X, y=None, *, rotations=None, shifts=None, ctf=None, tilt=None, tilt_angle=None):
         """Train the decoder and infer the latent coordinates of the images.
 
         Parameters
@@ -230,6 +243,13 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             else zero.
         ctf : structured array of shape (n_images,), default=None
             CTFs (:data:`skcryo.ctf.CTF_DTYPE`). None: those that `X` carries, if any.
+        tilt : ParticleStack or array-like of shape (n_images, L, L), default=None
+            Second images of the same particles, the stage tilted, with CTFs and shifts of their own, if any. None:
+            those that `X` carries, if any. Poses, coordinates and the network are then found from both images of each
+            particle, which have one contrast.
+        tilt_angle : float or array-like of shape (3,), default=None
+            Between the two, in radians about the images' x axis, or a rotation vector: as
+            :class:`~skcryo.particles.ParticleStack`. None: that of `X`.
 
         Returns
         -------
@@ -241,15 +261,17 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             If torch is not installed.
         ValueError
             If images are not square and finite, or no more than `z_dim`; if poses are missing, not of as many images,
-            no rotations, or shifts larger than half the box; if CTFs come without a pixel size; if the checkpoint is
-            that of another fit; if there is no such device.
+            no rotations, or shifts larger than half the box; if tilt images come without their angle or are not those
+            of `X` in number and size; if CTFs come without a pixel size; if the checkpoint is that of another fit; if
+            there is no such device.
 
         Warns
         -----
         UserWarning
             If an image is constant.
         ConvergenceWarning
-            If the coordinates tell images apart by little more than chance, or the encoder has learnt noise by heart.
+            If poses were searched for and no two starts agree; if the coordinates tell images apart by little more than
+            chance, or the encoder has learnt noise by heart.
         """
         import_torch("CryoDRGN")
         device = resolve_device(self.device, caller="CryoDRGN")
@@ -258,26 +280,49 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         if n <= self.z_dim:
             raise ValueError(f"n_samples={n} images are too few for z_dim={self.z_dim} coordinates; more are wanted")
         self.pixel_size_, ctf = resolve_optics(stack, ctf)
-        vars(self).pop("pose_estimator_", None)
+        stack = with_tilt(stack.replace(ctf=ctf), tilt, tilt_angle)
+        for name in ("pose_estimator_", "tilt_shifts_", "tilt_noise_spectrum_"):
+            vars(self).pop(name, None)
+        poses = ()
         if hasattr(self.poses, "fit"):
-            self.pose_estimator_, *poses = find_poses(self.poses, stack.replace(ctf=ctf))
-        else:
+            self.pose_estimator_, *poses = find_poses(self.poses, stack)
+        elif not self._searches:
             poses = resolve_poses(stack, rotations, shifts, self.poses)
-        padded = padded_to(stack.replace(ctf=ctf), _SMALLEST_BOX)
-        small = padded is not stack and stack.shape[1] < _SMALLEST_BOX
-        self._max_ring = self._highest_ring(padded.shape[1])
-        self.noise_spectrum_ = noise_spectrum(padded, radius=0 if small else None)
-        self.rotations_, self.shifts_ = poses
+        padded = padded_to(stack, SMALLEST_BOX)
+        small = padded is not stack and stack.shape[1] < SMALLEST_BOX
+        L = padded.shape[1]
+        self._max_ring = self._highest_ring(L)
+        spectra = noise_spectra(padded, radius=0 if small else None)
+        self.noise_spectrum_ = spectra[0]
+        if stack.tilt is not None:
+            self.tilt_noise_spectrum_ = spectra[1]
         saver = FitSaver(self, stack, (ctf, *poses))
         with FitProgress(self, X, y, max_steps=None) as progress:
+            if saver.first_poses is not None:
+                poses = saver.first_poses
+            elif self._searches:
+                *poses, saver.problem = search_from_nothing(
+                    padded, spectra, max_shift=largest_shift(self.max_shift, L), mask_radius=self._radius(L),
+                    max_ring=min(_SEARCH_RING, self._max_ring), homogeneous=self.z_dim == 0, saver=saver,
+                    progress=progress, n_jobs=self._threads(), device=device if device.type == "cuda" else None,
+                )  # fmt: skip
+            self.rotations_, self.shifts_ = poses
             with progress.step("images"):
-                images = fourier_images(padded, self.noise_spectrum_, self._max_ring)
+                images = fourier_images(padded, spectra, self._max_ring)
                 _warn_of_constant_images(images, stack)
                 self._units = ImageUnits(images)
                 images = self._units.apply(images)
+            saver.first_poses = self.rotations_, self.shifts_
             with progress.step("start"):
                 latents, training = self._start(images, saver, device)
             self._train(training, latents, saver, progress)
+        if saver.problem is not None:
+            warnings.warn(
+                f"CryoDRGN did not converge: {saver.problem}. Poses may be wrong; more images or a smaller max_shift "
+                "are wanted",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         if self.z_dim and not progress.stopped:
             problem = told_collapse(self.embedding_)
             if problem is None and self._mode == "encoder":
@@ -298,7 +343,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         weights = network.initial_weights(np.random.default_rng([seed, 0]), particle_radius(self._contrasts.mean, L), L)
         encoder, rows = None, None
         if self._mode == "encoder":
-            encoder = ImageEncoder(self.z_dim, len(images.points))
+            encoder = ImageEncoder(self.z_dim, images.n_views * len(images.points))
             weights |= encoder.initial_weights(np.random.default_rng([seed, 4]))
             rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(images))[int(_KEPT_OUT * len(images)) :])
         gain = np.interp(images.radii, np.arange(len(self._units.gain)), self._units.gain)
@@ -322,10 +367,15 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         return latents, training
 
     @property
+    def _searches(self):
+        return isinstance(self.poses, str) and self.poses == "search"
+
+    @property
     def _refines(self):
         if self._mode != "decoder":
             return False
-        return hasattr(self.poses, "fit") if self.refine_poses == "auto" else self.refine_poses
+        found = (self._searches and self.z_dim > 0) or hasattr(self.poses, "fit")
+        return found if self.refine_poses == "auto" else self.refine_poses
 
     def _refine(self, training, latents, seed):
         """Poses against the decoder's volumes, those of all volumes in one frame."""
@@ -347,7 +397,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         return "decoder" if self.z_dim == 0 else self.inference
 
     def _train(self, training, latents, saver, progress):
-        n_steps = self.max_iter or max(_STEPS, -(-_PASSES * len(latents.mean) // training.network.batch_size))
+        least = _STEPS if self.z_dim else _RIGID_STEPS
+        n_steps = self.max_iter or max(least, -(-_PASSES * len(latents.mean) // training.batch_size))
         while True:
             bound, begun = (saver.round + 1) / _ROUNDS, time.monotonic() - saver.elapsed
             while (over := self._fraction(training.step, n_steps, begun)) < bound and not progress.stopped:
@@ -367,6 +418,8 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             if last:
                 break
             saver(training, latents, now=True)
+        if training.images.n_views == 2:
+            self.shifts_, self.tilt_shifts_ = np.split(self.shifts_, 2, axis=1)
         self.embedding_, self.embedding_covariance_ = latents.mean, latents.covariance
         self.contrast_, self._n_features_out = latents.contrast, self.z_dim
         self.weights_, self.loss_curve_, self.n_iter_ = training.weights, training.losses, training.step
@@ -400,7 +453,7 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
         return latents
 
     def _volume_decoder(self, weights):
-        L = max(self.image_shape_[1], _SMALLEST_BOX)
+        L = max(self.image_shape_[1], SMALLEST_BOX)
         return VolumeDecoder(self._network, weights, self._units.gain, L, self._radius(L))
 
     # ------------------------------------------------------------------------------------------- arguments
@@ -424,164 +477,6 @@ class CryoDRGN(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, StackTagsM
             )
         self.resolution_ = L * unit / ring
         return float(ring)
-
-    # ------------------------------------------------------------------------------------------------- use
-    def latent_posterior(self, X, *, rotations=None, shifts=None, ctf=None):
-        """Posterior of the latent coordinates of images, each image by itself.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
-        rotations, shifts, ctf : as in :meth:`fit`
-
-        Returns
-        -------
-        posterior : Bunch
-            ``mean`` (n, z_dim), ``covariance`` (n, z_dim, z_dim), ``contrast`` (n,), ``log_likelihood`` (n,) with z
-            integrated out, above that of no particle; ``rotations`` (n, 3, 3) and ``shifts`` (n, 2), refined if those
-            of `fit` were.
-        """
-        check_is_fitted(self, "weights_")
-        validate_parameters(self)
-        stack = validate_lazy(self, X, reset=False)
-        stack = stack.replace(ctf=resolve_optics(stack, ctf)[1])
-        if rotations is None and hasattr(self, "pose_estimator_"):
-            found = self.pose_estimator_.predict_poses(stack)
-            poses = found.rotations, found.shifts
-        else:
-            poses = resolve_poses(stack, rotations, shifts, "given" if hasattr(self.poses, "fit") else self.poses)
-        parts = []
-        for where, chunk in iter_finite_chunks(stack, chunk_size=1000):
-            part = padded_to(part_of_stack(stack, where, chunk), _SMALLEST_BOX)
-            images = FourierImages.from_stack(
-                part, self.noise_spectrum_, self._max_ring, ctf=part.ctf, pixel_size=part.pixel_size
-            )
-            images, own = self._units.apply(images), [values[where] for values in poses]
-            latents = self._posterior.posterior(images, *own, self._contrasts(images, *own))
-            if self._refines:
-                own = refine_against(self._posterior, images, *own, latents, n_jobs=self._threads())
-                latents = self._posterior.posterior(images, *own, self._contrasts(images, *own))
-            parts.append({"rotations": own[0], "shifts": own[1], **vars(latents)})
-        return Bunch(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-    def predict_poses(self, X, *, rotations=None, shifts=None, ctf=None):
-        """Poses of images, each image by itself, refined if those of `fit` were.
-
-        Parameters
-        ----------
-        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
-
-        Returns
-        -------
-        poses : Bunch
-            ``rotations`` (n, 3, 3), in the frame of the volumes, and ``shifts`` (n, 2) in pixels.
-        """
-        found = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf)
-        return Bunch(rotations=found.rotations, shifts=found.shifts)
-
-    def transform(self, X, *, rotations=None, shifts=None, ctf=None):
-        """Latent coordinates of images, each image by itself: means of their posteriors.
-
-        Parameters
-        ----------
-        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
-
-        Returns
-        -------
-        z : ndarray of shape (n_images, z_dim)
-            float64 for float64 images, else float32.
-        """
-        posterior = self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf)
-        return posterior.mean.astype(_float_dtype(X))
-
-    def fit_transform(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
-        """Fit, and return the latent coordinates of the images.
-
-        Parameters
-        ----------
-        X, y, rotations, shifts, ctf : as in :meth:`fit`
-
-        Returns
-        -------
-        z : ndarray of shape (n_images, z_dim)
-            ``embedding_``; float64 for float64 images, else float32.
-        """
-        self.fit(X, y, rotations=rotations, shifts=shifts, ctf=ctf)
-        return self.embedding_.astype(_float_dtype(X))
-
-    def volumes_at(self, z):
-        """Volumes at latent coordinates.
-
-        Parameters
-        ----------
-        z : array-like of shape (n, z_dim) or (z_dim,)
-
-        Returns
-        -------
-        volumes : ndarray of shape (n, L, L, L), float32
-            ``V[z, y, x]``, in units of the images per pixel. Images do not tell the mean of a volume: it is such that
-            density is zero on average around the particle.
-        """
-        check_is_fitted(self, "weights_")
-        z = np.atleast_2d(np.asarray(z, dtype=np.float64))
-        if z.ndim != 2 or z.shape[1] != self._n_features_out:
-            raise ValueError(f"z must have shape (n, {self._n_features_out}), got {z.shape}")
-        bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
-        if len(bad):
-            raise ValueError(f"z[{bad[0]}] is {z[bad[0]].tolist()}; finite coordinates are wanted")
-        L = self.image_shape_[1]
-        box = max(L, _SMALLEST_BOX)
-        device = resolve_device(self.device, caller="CryoDRGN")
-        volumes = self._volume_decoder(self.weights_).volumes(z, self._max_ring, box, device)
-        start = (box - L + 1) // 2
-        return volumes[:, start : start + L, start : start + L, start : start + L]
-
-    def inverse_transform(self, Z):
-        """Volumes at latent coordinates, :meth:`volumes_at` by the name that scikit-learn has for it.
-
-        Parameters
-        ----------
-        Z : array-like of shape (n, z_dim)
-
-        Returns
-        -------
-        volumes : ndarray of shape (n, L, L, L), float32
-        """
-        return self.volumes_at(Z)
-
-    def score_samples(self, X, *, rotations=None, shifts=None, ctf=None):
-        """Log-likelihood of each image with its coordinates integrated out, above that of no particle.
-
-        Parameters
-        ----------
-        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
-
-        Returns
-        -------
-        ndarray of shape (n_images,), float64
-            Of frequencies up to 16 cycles per box.
-        """
-        return self.latent_posterior(X, rotations=rotations, shifts=shifts, ctf=ctf).log_likelihood
-
-    def score(self, X, y=None, *, rotations=None, shifts=None, ctf=None):
-        """Mean of :meth:`score_samples`: higher is better. Of held-out images it tells which `z_dim` is wanted.
-
-        Parameters
-        ----------
-        X, rotations, shifts, ctf : as in :meth:`latent_posterior`
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        score : float
-        """
-        return float(self.score_samples(X, rotations=rotations, shifts=shifts, ctf=ctf).mean())
-
-
-def _float_dtype(X):
-    dtype = getattr(X, "dtype", None)
-    return np.float32 if dtype is not None and np.dtype(dtype).itemsize <= 4 else np.float64
 
 
 def _warn_of_constant_images(images, stack):

@@ -1,14 +1,17 @@
 """Images as the decoder is trained on them: Fourier images within a budget of memory, noise and model errors white."""
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ..alignment import FourierImages
 from ..particles import as_stack
+from ..preprocessing import noise_spectrum
 
-__all__ = ["ImageUnits", "fourier_images", "part_of_stack"]
+__all__ = ["ImageUnits", "fourier_images", "noise_spectra", "part_of_stack", "with_tilt"]
 
 _BUDGET = 2**30  # bytes of Fourier images; beyond, they lie in a temporary file
 _CHUNK = 1000
@@ -36,22 +39,23 @@ class ImageUnits:
 
     def __init__(self, images):
         n_rings = int(images.rings.max()) + 1
-        power = np.zeros(len(images.points))
-        for start in range(0, len(images), _CHUNK):
-            power += np.square(np.abs(images.values[start : start + _CHUNK])).sum(axis=0, dtype=np.float64)
         counts = np.bincount(images.rings, minlength=n_rings)
+        power, squares = np.zeros(len(images.points)), np.zeros(len(images.points))
+        for view in _views(images):
+            for values, total in ((view.values, power), (view.filters, squares)):
+                own = np.zeros(len(images.points))
+                for start in range(0, len(values), _CHUNK):
+                    own += np.square(np.abs(values[start : start + _CHUNK])).sum(axis=0, dtype=np.float64)
+                total += own / len(values) / images.n_views
 
         def by_ring(values):
             means = np.bincount(images.rings, values, minlength=n_rings) / np.maximum(counts, 1)
             means[0] = means[1]
             return means
 
-        excess = np.maximum(by_ring(power / len(images)) - 1, 0)
+        excess = np.maximum(by_ring(power) - 1, 0)
         self.factors = 1 / np.sqrt(1 + MODEL_ERROR * excess)
-        squares = np.zeros(len(images.points))
-        for start in range(0, len(images.filters), _CHUNK):
-            squares += np.square(images.filters[start : start + _CHUNK]).sum(axis=0, dtype=np.float64)
-        self.gain = 1 / (self.factors * np.sqrt(by_ring(squares / len(images.filters))))
+        self.gain = 1 / (self.factors * np.sqrt(by_ring(squares)))
 
     def at(self, images):
         """Factor of each point of images, ndarray of shape (n_points,), float32."""
@@ -62,19 +66,67 @@ class ImageUnits:
         factors = self.at(images)
         if not isinstance(images.values, np.memmap):
             return images.rescaled(factors)
-        for array in (images.values, images.filters):
-            for start in range(0, len(array), _CHUNK):
-                array[start : start + _CHUNK] *= factors
+        for view in _views(images):
+            for array in (view.values, view.filters):
+                for start in range(0, len(array), _CHUNK):
+                    array[start : start + _CHUNK] *= factors
         return images
 
 
+def _views(images):
+    return [images] if images.tilted is None else [images, images.tilted]
+
+
+def with_tilt(stack, tilt, tilt_angle):
+    """A stack with its tilt images: those given, else those that it carries; their CTFs need a pixel size."""
+    if tilt is not None or tilt_angle is not None:
+        tilt = stack.tilt if tilt is None else tilt
+        tilt_angle = stack.tilt_angle if tilt_angle is None else tilt_angle
+        stack = stack.replace(tilt=tilt, tilt_angle=tilt_angle)
+    if stack.tilt is not None and stack.tilt.ctf is not None and stack.pixel_size is None:
+        raise ValueError("CTFs of tilt images need the pixel size; give X one")
+    return stack
+
+
+def noise_spectra(stack, radius):
+    """Noise spectrum of the images, and of the tilt images if there are any, a list."""
+    spectra = [noise_spectrum(stack.replace(tilt=None), radius=radius)]
+    if stack.tilt is not None:
+        with _of_tilt_images():
+            spectra.append(noise_spectrum(stack.tilt, radius=radius))
+    return spectra
+
+
+@contextmanager
+def _of_tilt_images():
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"of the tilt images: {error}") from error
+
+
 def part_of_stack(stack, where, images):
-    """Some images of a stack that were read, with their CTFs and pixel size."""
+    """Some images of a stack that were read, with their CTFs, pixel size and tilt images."""
     ctf = None if stack.ctf is None else stack.ctf[where]
-    return as_stack(images).replace(pixel_size=stack.pixel_size, ctf=ctf)
+    tilt = None if stack.tilt is None else stack.tilt[where]
+    return as_stack(images).replace(pixel_size=stack.pixel_size, ctf=ctf, tilt=tilt, tilt_angle=stack.tilt_angle)
 
 
-def fourier_images(stack, spectrum, max_ring, budget=_BUDGET):
+def fourier_images(stack, spectra, max_ring, budget=_BUDGET):
+    """Fourier images of a stack, pairs if it has tilt images: see :func:`_fourier_images`, a spectrum for each."""
+    if stack.tilt is None:
+        return _fourier_images(stack, spectra[0], max_ring, budget)
+    tilt = stack.tilt.replace(pixel_size=stack.pixel_size)
+    first = _fourier_images(stack.replace(tilt=None), spectra[0], max_ring, budget // 2)
+    with _of_tilt_images():
+        second = _fourier_images(tilt, spectra[1], max_ring, budget // 2)
+    turn = Rotation.from_rotvec(-stack.tilt_angle).as_matrix()
+    pairs = FourierImages(first.values, first.filters, first.points, first.L, second, turn)
+    pairs.folder = getattr(first, "folder", None)
+    return pairs
+
+
+def _fourier_images(stack, spectrum, max_ring, budget):
     """Fourier images of a stack with its CTFs, in a temporary file if they are larger than the budget.
 
     Parameters

@@ -76,20 +76,23 @@ class EncoderPosterior:
             weights = {name: torch.as_tensor(value, device=self.device) for name, value in decoder.weights.items()}
             for start in range(0, len(images), 16):
                 where = slice(start, min(start + 16, len(images)))
-                part = images.take(where)
-                seen = part.values * part.centred_phases(shifts[where])
-                pairs = torch.view_as_real(torch.as_tensor(seen, device=self.device))
+                views = list(images.take(where).views(rotations[where], shifts[where]))
+                seen = [view.values * view.centred_phases(own) for view, _, own in views]
+                pairs = torch.view_as_real(torch.as_tensor(np.hstack(seen), device=self.device))
                 mean, log_variance = self.encoder(weights, pairs, getattr(torch, self.dtype))
                 mean, log_variance = (0 * mean, 0 * log_variance) if ignore else (mean, log_variance)
-                axes = np.asarray(rotations[where], dtype=np.float32)[:, :, :2].swapaxes(1, 2)
-                slices = decoder.network(
-                    weights, torch.as_tensor(points @ axes, device=self.device), mean, getattr(torch, self.dtype)
-                )
-                model = to_numpy(torch.view_as_complex(slices.contiguous())) * part.filters * gain
-                model = model * contrast[where, None].astype(np.float32)
+                explained = 0.0
+                for (view, turned, _), values in zip(views, seen):
+                    axes = np.asarray(turned, dtype=np.float32)[:, :, :2].swapaxes(1, 2)
+                    slices = decoder.network(
+                        weights, torch.as_tensor(points @ axes, device=self.device), mean, getattr(torch, self.dtype)
+                    )
+                    model = to_numpy(torch.view_as_complex(slices.contiguous())) * view.filters * gain
+                    rest = values - model * contrast[where, None].astype(np.float32)
+                    gained = np.square(np.abs(values)) - np.square(np.abs(rest))
+                    explained = explained + gained.sum(axis=1, dtype=np.float64)
                 mean, log_variance = to_numpy(mean).astype(float), to_numpy(log_variance).astype(float)
                 divergence = (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1) / 2
-                explained = (np.square(np.abs(seen)) - np.square(np.abs(seen - model))).sum(axis=1, dtype=np.float64)
                 spread = np.exp(log_variance)[:, :, None] * np.eye(mean.shape[1])
                 parts.append((mean, spread, contrast[where], explained - divergence))
         return Latents(*(np.concatenate(values) for values in zip(*parts)))

@@ -165,13 +165,15 @@ class LatentMixture:
         log_share = np.log(self.shares)
         n_points = images.n_points(self.band)
         factors = 1 / np.sqrt(np.interp(images.radii, np.arange(len(self.noise)), self.noise))
-        log_noise = -2 * np.log(factors[:n_points]).sum()
+        log_noise = -2 * images.n_views * np.log(factors[:n_points]).sum()
         out = Latents(np.zeros((n, z_dim)), np.zeros((n, z_dim, z_dim)), np.array(contrast), np.zeros(n))
         for start in range(0, n, _CHUNK):
             where = slice(start, min(start + _CHUNK, n))
             part = images.take(where)
             rows = np.arange(where.start, where.stop)
-            no_particle = np.square(np.abs(part.values[:, :n_points])).sum(axis=1, dtype=np.float64)
+            no_particle = 0.0
+            for view, _, _ in part.views(rotations[where], shifts[where]):
+                no_particle = no_particle + np.square(np.abs(view.values[:, :n_points])).sum(axis=1, dtype=np.float64)
             data = _Data(part.rescaled(factors), rotations[where], shifts[where], contrast[where], self.band)
             at_centre = np.stack([_moments(data, slice(None), group[:1], self.contrast_std)[2] for group in projectors])
             chosen = np.argsort(-(at_centre + log_share[:, None]), axis=0, kind="stable")[:_LOCAL].T
@@ -200,10 +202,4 @@ class LatentMixture:
 
 def _moments(data, rows, projectors, contrast_std):
     """Posterior of contrast and local coordinates of some images under one component, and their evidence."""
-    rotations, values = data.rotations[rows], data.values[rows].view(np.float32)
-    slices = np.stack([p.slices(rotations, data.points) for p in projectors], axis=1)
-    pairs = slices.view(np.float32)
-    weighted = pairs * np.repeat(data.squares[rows], 2, axis=1)[:, None]
-    cross = 2 * (pairs @ values[:, :, None])[..., 0].astype(np.float64)
-    gram = 2 * (weighted @ pairs.swapaxes(1, 2)).astype(np.float64)
-    return _posterior(data.power[rows], cross, 0.5 * (gram + gram.swapaxes(1, 2)), contrast_std)
+    return _posterior(data.power[rows], *data.moments(projectors, rows), contrast_std)

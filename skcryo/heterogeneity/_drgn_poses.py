@@ -26,6 +26,7 @@ def resolve_poses(stack, rotations, shifts, missing):
     Returns
     -------
     rotations, shifts : ndarray, float64
+        Shifts of shape (n_images, 4) if there are tilt images: theirs, as these carry them, last.
 
     Raises
     ------
@@ -39,6 +40,8 @@ def resolve_poses(stack, rotations, shifts, missing):
     rotations = np.tile(np.eye(3), (n, 1, 1)) if rotations is None else check_rotations(rotations, n)
     shifts = stack.shifts if shifts is None else shifts
     shifts = np.zeros((n, 2)) if shifts is None else check_shifts(shifts, n)
+    if stack.tilt is not None:
+        shifts = np.hstack([shifts, np.zeros((n, 2)) if stack.tilt.shifts is None else stack.tilt.shifts])
     bad = np.flatnonzero(np.abs(shifts).max(axis=1, initial=0) > L / 2)
     if len(bad):
         raise ValueError(
@@ -70,12 +73,15 @@ def find_poses(estimator, stack):
     """
     n = len(stack)
     if len(getattr(estimator, "rotations_", ())) != n:
-        estimator = clone(estimator).fit(stack.replace(rotations=None, shifts=None))
+        estimator = clone(estimator).fit(stack.replace(rotations=None, shifts=None, tilt=None))
     rotations, shifts = getattr(estimator, "rotations_", None), getattr(estimator, "shifts_", None)
     if rotations is None or len(rotations) != n:
         found = "no rotations_" if rotations is None else f"rotations_ of {len(rotations)} images"
         raise ValueError(f"poses, {estimator!r}, has {found} after fit; rotations_ of the {n} images are wanted")
-    return estimator, check_rotations(rotations, n), np.zeros((n, 2)) if shifts is None else check_shifts(shifts, n)
+    shifts = np.zeros((n, 2)) if shifts is None else check_shifts(shifts, n)
+    if stack.tilt is not None:
+        shifts = np.hstack([shifts, np.zeros((n, 2))])
+    return estimator, check_rotations(rotations, n), shifts
 
 
 def refine_against(mixture, images, rotations, shifts, latents, *, n_steps=3, n_jobs=1):

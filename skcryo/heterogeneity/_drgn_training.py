@@ -42,8 +42,8 @@ class DecoderTraining:
     weights : dict of str to ndarray
         To start from.
     images : FourierImages
-        In units of their noise.
-    rotations, shifts : ndarray of shape (n, 3, 3) and (n, 2)
+        In units of their noise. Of pairs a step sees half as many particles.
+    rotations, shifts : ndarray of shape (n, 3, 3) and (n, 2), or (n, 4) of pairs
     gain : ndarray of shape (n_points,)
         Coefficient of a slice over what the network says.
     seed : int
@@ -74,6 +74,7 @@ class DecoderTraining:
         self.gain = np.asarray(gain, dtype=np.float32)
         self.points = images.points.astype(np.float32)
         self.dtype = getattr(self.torch, dtype)
+        self.batch_size = max(network.batch_size // images.n_views, 1)
         self._order = (-1, None)
         self.step, self.losses = 0, []
         self.weights = weights
@@ -81,7 +82,8 @@ class DecoderTraining:
     def set_poses(self, rotations, shifts):
         """Replace the images' poses."""
         self.rotations, self.shifts = rotations, shifts
-        self.axes = np.asarray(rotations, dtype=np.float32)[:, :, :2]
+        views = self.images.views(rotations, shifts)
+        self.views = [(view, turned.astype(np.float32)[:, :, :2], own) for view, turned, own in views]
 
     @property
     def weights(self):
@@ -117,7 +119,7 @@ class DecoderTraining:
                 self._run_step(latents, fraction(self.step))
 
     def _batch(self):
-        n, size = len(self.rows), self.network.batch_size
+        n, size = len(self.rows), self.batch_size
         epoch, batch = divmod(self.step, max(n // size, 1))
         if self._order[0] != epoch:
             self._order = (epoch, self.rows[np.random.default_rng([self.seed, 1, epoch]).permutation(n)])
@@ -134,13 +136,14 @@ class DecoderTraining:
             z = self._put(latents.draw(rows, random))
         else:
             seen = wanted if len(columns) == n_points else self._centred(rows, np.arange(n_points))
+            seen = self.torch.cat(seen.split(len(rows)), dim=1)
             mean, log_variance = self.encoder(self._weights, seen, self.dtype)
             noise = self._put(random.standard_normal(mean.shape))
             z = mean + noise * (log_variance / 2).exp()
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
         loss = (self._model(rows, columns, z, latents) - wanted).square().mean()
         # Squared residuals are minus the log-likelihood: the noise of a complex number has variance 1.
-        total = loss + divergence / (2 * n_points * len(rows))
+        total = loss + divergence / (2 * n_points * len(wanted))
         falling = (1 + np.cos(np.pi * min(fraction, 1.0))) / 2 if self.network.decay else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.network.learning_rate * min(1.0, (fraction + 1e-3) / _WARM_UP) * falling
@@ -175,26 +178,32 @@ class DecoderTraining:
                 left = self._model(rows, columns, self._put(latents.mean[rows]), latents) - self._centred(rows, columns)
                 power += to_numpy(left.square().sum(dim=(0, 2)))
         counts = np.maximum(np.bincount(rings), 1)
-        power = np.bincount(rings, power) / (counts * len(chosen))
+        power = np.bincount(rings, power) / (counts * len(chosen) * self.images.n_views)
         power[0] = power[1]
         return np.maximum(power, 1.0)
 
     def _model(self, rows, columns, z, latents):
-        """What the network says of images at points, as pairs of real numbers."""
-        filters = self.images.filters
-        filters = filters[:, columns] if len(filters) == 1 else filters[rows[:, None], columns]
-        filters = self._put(filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32))
-        where = self._put(self.points[columns] @ self.axes[rows].swapaxes(1, 2))
-        return self.network(self._weights, where, z, self.dtype) * filters[..., None]
+        """What the network says of images at points, as pairs of real numbers; of tilt pairs first all first images."""
+        factors, where = [], []
+        for view, axes, _ in self.views:
+            filters = view.filters
+            filters = filters[:, columns] if len(filters) == 1 else filters[rows[:, None], columns]
+            factors.append(filters * self.gain[columns] * latents.contrast[rows, None].astype(np.float32))
+            where.append(self.points[columns] @ axes[rows].swapaxes(1, 2))
+        z = z.repeat(len(self.views), 1)
+        found = self.network(self._weights, self._put(np.concatenate(where)), z, self.dtype)
+        return found * self._put(np.concatenate(factors))[..., None]
 
     def _put(self, array):
         return self.torch.as_tensor(array, dtype=self.torch.float32, device=self.device)
 
     def _centred(self, rows, columns):
-        """Coefficients of images without their shifts, as pairs of real numbers."""
-        angles = (2 * np.pi / self.images.L) * (self.shifts[rows] @ self.points[columns].T)
-        values = self.images.values[rows[:, None], columns] * np.exp(1j * angles).astype(np.complex64)
-        return self.torch.view_as_real(self.torch.as_tensor(values, device=self.device))
+        """Coefficients of images without their shifts, in the order of :meth:`_model`."""
+        centred = []
+        for view, _, shifts in self.views:
+            angles = (2 * np.pi / view.L) * (shifts[rows] @ self.points[columns].T)
+            centred.append(view.values[rows[:, None], columns] * np.exp(1j * angles).astype(np.complex64))
+        return self.torch.view_as_real(self.torch.as_tensor(np.concatenate(centred), device=self.device))
 
     def state(self):
         """What a checkpoint holds: (arrays, info)."""

@@ -31,7 +31,7 @@ from ..metrics import fsc_resolution
 from ..particles import as_stack
 from ..projection import VolumeProjector
 from ..rotations import random_rotations
-from ._ab_initio_fit import AGREEING_SHARE, AbInitioFit, Saver, load_fit
+from ._ab_initio_fit import AbInitioFit, Saver, load_fit, run_search
 from ._ab_initio_refine import search_and_refine
 from ._half_sets import fingerprint
 from ._likeness import likeness, likeness_score
@@ -270,8 +270,7 @@ class AbInitioVolume(
         start = None if saved is None else fit.restore(*saved)
         self.pixel_size_ = pixel_size
         with FitProgress(self, X, y, max_steps=None) as progress:
-            finished = self._run_starts(fit, start, progress, saver)
-            finished = finished and self._run_refinement(fit, progress, saver)
+            finished = run_search(fit, start, progress, saver)
             if fit.refinement is None:  # stopped before: what there is, without refinement
                 fit.refinement = fit.begin_refinement()
                 fit.refinement.run_round()
@@ -283,43 +282,6 @@ class AbInitioVolume(
                         saver()
         self._finish(fit, stack.shape[1], finished)
         return self
-
-    def _run_starts(self, fit, start, progress, saver):
-        while fit.refinement is None and (len(fit.scores) < self.n_starts and not self._confirmed(fit)):
-            start = fit.begin_start() if start is None else start
-            with progress.step("start", max_steps=self.max_epochs) as task:
-                while not start.finished and not task.stopped:
-                    with task.step("epoch"):
-                        start.run_epoch()
-                    saver(start, now=task.stopped)
-                fit.end_start(start)
-            if task.stopped:
-                return False
-            start = None
-            saver(now=progress.stopped)
-            if progress.stopped:
-                return False
-        return True
-
-    def _confirmed(self, fit):
-        return len(fit.scores) > 1 and fit.confirmed
-
-    def _run_refinement(self, fit, progress, saver):
-        if fit.refinement is None:
-            fit.refinement = fit.begin_refinement()
-        refinement = fit.refinement
-        while refinement.round < self.max_rounds and not self._settled(refinement):
-            with progress.step("round"):
-                refinement.run_round()
-            saver()
-            if progress.stopped:
-                saver(now=True)
-                return False
-        return True
-
-    @staticmethod
-    def _settled(refinement):
-        return refinement.round > max(refinement.search_rounds) + 1 and refinement.change < 0.1
 
     def _finish(self, fit, L, finished):
         refinement = fit.refinement
@@ -338,20 +300,11 @@ class AbInitioVolume(
         self.start_curves_ = fit.curves
         self.band_, self.n_iter_ = refinement.band, refinement.round
         self.volume_for_poses_ = refinement.volume
-        settled = refinement.change < 0.5
-        self.converged_ = bool(len(fit.scores) > 1 and fit.confirmed and settled)
-        if finished and not self.converged_:
-            others = np.delete(self.start_agreement_, fit.best)
-            reason = (
-                "one start cannot be confirmed by another"
-                if not len(others)
-                else f"poses had not settled in {refinement.round} rounds (max_rounds)"
-                if fit.confirmed
-                else f"none of {len(fit.scores)} starts agrees with the best one in more than {AGREEING_SHARE:.0%} of "
-                f"poses (at most {others.max():.0%})"
-            )
+        problem = fit.problem()
+        self.converged_ = problem is None
+        if finished and problem is not None:
             warnings.warn(
-                f"AbInitioVolume did not converge: {reason}. The volume may be wrong; try more starts (n_starts), "
+                f"AbInitioVolume did not converge: {problem}. The volume may be wrong; try more starts (n_starts), "
                 "more images, or a smaller max_shift or mask_radius",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -396,6 +349,7 @@ class AbInitioVolume(
             "max_ring": min(self.max_ring, (L - 1) // 2),
             "n_starts": self.n_starts,
             "max_epochs": self.max_epochs,
+            "max_rounds": self.max_rounds,
             "contrast_std": self.contrast_std,
             "angular_step": self.angular_step,
         }

@@ -15,7 +15,7 @@ from ._ab_initio_start import StartSettings, StochasticStart, signal_power
 from ._accumulator import FourierAccumulator
 from ._priors import fsc_prior
 
-__all__ = ["AbInitioFit", "Saver", "agreement", "load_fit"]
+__all__ = ["AbInitioFit", "Saver", "agreement", "load_fit", "run_search"]
 
 _CHECKPOINT = "ab_initio"
 # Images that starts see, and that they are compared on: enough for a low-resolution volume, however large the stack.
@@ -46,16 +46,21 @@ class AbInitioFit:
     n_jobs : int
     device : str or torch.device, default=None
         As in :func:`skcryo.alignment.search_poses`.
+    images : FourierImages, default=None
+        Those of the stack, in units of their noise, or pairs of which it is the first half, for which there is no
+        :meth:`result`. None: they are made.
     """
 
-    def __init__(self, stack, ctf, pixel_size, options, seed, n_jobs, device=None):
+    def __init__(self, stack, ctf, pixel_size, options, seed, n_jobs, device=None, images=None):
         self.stack, self.ctf, self.pixel_size = stack, ctf, pixel_size
         self.options, self.seed, self.n_jobs, self.device = options, seed, n_jobs, device
         n, L = stack.shape[:2]
         self.spectrum = _spectrum(stack)
-        self.images = FourierImages.from_stack(
-            stack, self.spectrum, options["max_ring"], ctf=ctf, pixel_size=pixel_size
-        )
+        if images is None:
+            images = FourierImages.from_stack(
+                stack, self.spectrum, options["max_ring"], ctf=ctf, pixel_size=pixel_size
+            )
+        self.images = images
         top = float(self.images.radii[-1])
         side = {30: 1, 15: 2}[30 if options["angular_step"] >= 30 else 15]
         self.settings = StartSettings(
@@ -93,7 +98,9 @@ class AbInitioFit:
             **self._grid(),
         )
         n_points = self.compared.n_points(self.settings.last_band)
-        power = np.square(np.abs(self.compared.values[:, :n_points])).sum(axis=1, dtype=np.float64)
+        power = np.zeros(len(self.compared))
+        for view, _, _ in self.compared.views(fit.rotations, fit.shifts):
+            power += np.square(np.abs(view.values[:, :n_points])).sum(axis=1, dtype=np.float64)
         self.volumes.append(volume)
         self.scores.append(float((power - fit.error).mean()))
         self.poses.append(fit.rotations)
@@ -120,6 +127,11 @@ class AbInitioFit:
         """Whether another start found what the best one found."""
         return bool((np.delete(self.start_agreement(), self.best) > AGREEING_SHARE).any())
 
+    @property
+    def enough_starts(self):
+        """Whether no further start is wanted."""
+        return len(self.scores) >= self.options["n_starts"] or (len(self.scores) > 1 and self.confirmed)
+
     # ---------------------------------------------------------------------------------------- refinement
     def begin_refinement(self):
         """Refinement of all images from the best start."""
@@ -134,6 +146,34 @@ class AbInitioFit:
             last_band=None, contrast_prior=options["contrast_std"], half_sets=half_sets, n_jobs=self.n_jobs,
             device=self.device,
         )
+
+    @property
+    def settled(self):
+        """Whether another round of refinement would change little, or none is allowed."""
+        refinement = self.refinement
+        if refinement.round >= self.options["max_rounds"]:
+            return True
+        return refinement.round > max(refinement.search_rounds) + 1 and refinement.change < 0.1
+
+    def problem(self, *, settled=True):
+        """What is wrong with the poses, as far as one can tell; None if nothing is.
+
+        Parameters
+        ----------
+        settled : bool, default=True
+            Whether they are to have settled, as they need not where particles differ.
+        """
+        if len(self.scores) < 2:
+            return "one start cannot be confirmed by another"
+        if not self.confirmed:
+            others = np.delete(self.start_agreement(), self.best)
+            return (
+                f"none of {len(self.scores)} starts agrees with the best one in more than {AGREEING_SHARE:.0%} of "
+                f"poses (at most {others.max():.0%})"
+            )
+        if settled and not self.refinement.change < 0.5:
+            return f"poses had not settled in {self.refinement.round} rounds (max_rounds)"
+        return None
 
     def refine_half(self, half):
         """Refine one half set by itself, from the common volume without its details."""
@@ -236,6 +276,49 @@ def load_fit(folder, key):
             "one"
         )
     return saved
+
+
+def run_search(fit, start, progress, saver):
+    """Starts until two agree, then refinement of the best: poses of all images.
+
+    Parameters
+    ----------
+    fit : AbInitioFit
+        Whatever it has behind it is not done again.
+    start : StochasticStart or None
+        The one that was under way when the fit was saved.
+    progress : FitProgress
+    saver : Saver
+
+    Returns
+    -------
+    finished : bool
+        Whether no callback stopped it. If one did, there may be no refinement yet.
+    """
+    while fit.refinement is None and not fit.enough_starts:
+        start = fit.begin_start() if start is None else start
+        with progress.step("start", max_steps=fit.settings.max_epochs) as task:
+            while not start.finished and not task.stopped:
+                with task.step("epoch"):
+                    start.run_epoch()
+                saver(start, now=task.stopped)
+            fit.end_start(start)
+        if task.stopped:
+            return False
+        start = None
+        saver(now=progress.stopped)
+        if progress.stopped:
+            return False
+    if fit.refinement is None:
+        fit.refinement = fit.begin_refinement()
+    while not fit.settled:
+        with progress.step("round"):
+            fit.refinement.run_round()
+        saver()
+        if progress.stopped:
+            saver(now=True)
+            return False
+    return True
 
 
 class _Parts:

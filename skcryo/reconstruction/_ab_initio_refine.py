@@ -29,6 +29,10 @@ def add_images(accumulator, images, rotations, shifts, *, contrast=None, band=No
         Highest frequency, in cycles per box.
     n_jobs : int, default=1
     """
+    if images.tilted is not None:
+        for view in images.views(rotations, shifts):
+            add_images(accumulator, *view, contrast=contrast, band=band, weights=weights, n_jobs=n_jobs)
+        return
     n_points = len(images.points) if band is None else images.n_points(band)
     for start in range(0, len(images), _CHUNK):
         where = slice(start, min(start + _CHUNK, len(images)))
@@ -60,6 +64,11 @@ def residual_power(images, projector, rotations, shifts, contrast, band):
     -------
     ndarray of shape (n_rings,)
     """
+    if images.tilted is not None:
+        views = images.views(rotations, shifts)
+        return np.mean(
+            [residual_power(view, projector, *own, contrast, band) for view, *own in views], axis=0
+        )
     total = np.zeros(len(images.points))
     n_points = images.n_points(band)
     for start in range(0, len(images), _CHUNK):
@@ -136,9 +145,9 @@ def search_and_refine(
     options = {"band": band, "contrast": contrast, "contrast_std": contrast_std, "n_jobs": n_jobs}
     found = search_poses(images, projector, rotations, shifts, n_best=n_best, device=device, **options)
     for rank in range(found.rotation.shape[1]):
+        at = shifts[found.shift[:, rank]].reshape(len(images), -1)
         new = refine_poses(
-            images, projector, rotations[found.rotation[:, rank]], shifts[found.shift[:, rank]], n_steps=n_steps,
-            **options,
+            images, projector, rotations[found.rotation[:, rank]], at, n_steps=n_steps, **options
         )
         if fit is None:
             fit = new

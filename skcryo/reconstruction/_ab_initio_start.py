@@ -28,6 +28,9 @@ def signal_power(images, least=0.02):
     ndarray of shape (n_rings,), float64
         Ring 0 repeats ring 1.
     """
+    if images.tilted is not None:
+        views = images.views(np.eye(3)[None], np.zeros((1, 4)))
+        return np.mean([signal_power(view, least) for view, _, _ in views], axis=0)
     n_rings = int(images.rings.max()) + 1
     counts = np.bincount(images.rings, minlength=n_rings)
     total = np.zeros(len(images.points))
@@ -118,7 +121,7 @@ class StochasticStart:
         self.box = 2 * (int(np.ceil(settings.last_band)) + 2)
         self.mask_radius = settings.mask_radius * self.box / images.L
         self.rotations = random_rotations(n, self._random(0, 0))
-        self.shifts = np.zeros((n, 2))
+        self.shifts = np.zeros((n, 2 * images.n_views))
         self.evidence = np.zeros(n)
         self.epoch = 0
         self.curve = []
@@ -127,13 +130,11 @@ class StochasticStart:
         self.shift_grid = shift_grid(settings.max_shift, settings.shift_step)
         first = images.take(slice(0, min(n, 1000)))
         n_points = images.n_points(settings.first_band + 2)
-        filters = np.broadcast_to(first.filters[:, :n_points], (len(first), n_points))
-        self.accumulator.add(
-            first.values[:, :n_points] * filters,
-            np.square(filters),
-            self.rotations[: len(first)],
-            images.points[:n_points],
-        )
+        for view, rotations, _ in first.views(self.rotations[: len(first)], self.shifts[: len(first)]):
+            filters = np.broadcast_to(view.filters[:, :n_points], (len(first), n_points))
+            self.accumulator.add(
+                view.values[:, :n_points] * filters, np.square(filters), rotations, images.points[:n_points]
+            )
 
     def _random(self, *key):
         return np.random.RandomState(np.random.SeedSequence([self.seed, *key]).generate_state(4))
@@ -174,11 +175,13 @@ class StochasticStart:
             images, projector, rotations, self.shift_grid, band=band, n_jobs=self.n_jobs, device=self.device
         )
         self.rotations[batch] = rotations[found.rotation]
-        self.shifts[batch] = self.shift_grid[found.shift]
+        self.shifts[batch] = self.shift_grid[found.shift].reshape(len(batch), -1)
         self.evidence[batch] = found.log_evidence
         # The random volume of the beginning fades faster.
         share = len(batch) / len(self.images)
         self.accumulator.scale(max(0.5, 1 - 4 * share) if self.epoch == 0 else 1 - share)
+        if images.tilted is not None:
+            rotations = np.concatenate([rotations, rotations @ images.turn])
         strength = found.denominator.max(axis=1)
         seen = strength > 1e-3 * strength.max()
         self.accumulator.add(

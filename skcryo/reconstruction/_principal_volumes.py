@@ -71,27 +71,48 @@ class PrincipalVolumes:
 
 
 class _Data:
-    """What the likelihood needs of the images: spectra moved to the centre times filter, and filter squared."""
+    """What the likelihood needs of the images: spectra moved to the centre times filter, and filter squared.
+
+    Attributes
+    ----------
+    views : list of (rotations, values, squares)
+        One, or two of pairs: (n, 3, 3) float64, (n, n_points) complex64 and float32.
+    power : ndarray of shape (n,)
+    """
 
     def __init__(self, images, rotations, shifts, contrast, band):
         n, n_points = len(images), images.n_points(band)
         self.points = images.points[:n_points]
-        self.rotations = np.ascontiguousarray(rotations, dtype=np.float64)
-        self.values = np.empty((n, n_points), dtype=np.complex64)
-        self.squares = np.empty((n, n_points), dtype=np.float32)
-        self.power = np.empty(n)
+        self.power = np.zeros(n)
         contrast = np.ones(n) if contrast is None else np.asarray(contrast)
-        for start in range(0, n, _CHUNK):
-            where = slice(start, min(start + _CHUNK, n))
-            part = images.take(where)
-            filters = part.filters[:, :n_points] * contrast[where, None].astype(np.float32)
-            values = part.values[:, :n_points]
-            self.power[where] = np.square(np.abs(values)).sum(axis=1, dtype=np.float64)
-            self.values[where] = values * part.centred_phases(shifts[where], n_points) * filters
-            self.squares[where] = np.square(filters)
+        self.views = []
+        for view, turned, own_shifts in images.views(np.asarray(rotations, dtype=np.float64), shifts):
+            products = np.empty((n, n_points), dtype=np.complex64)
+            squares = np.empty((n, n_points), dtype=np.float32)
+            for start in range(0, n, _CHUNK):
+                where = slice(start, min(start + _CHUNK, n))
+                part = view.take(where)
+                filters = part.filters[:, :n_points] * contrast[where, None].astype(np.float32)
+                values = part.values[:, :n_points]
+                self.power[where] += np.square(np.abs(values)).sum(axis=1, dtype=np.float64)
+                products[where] = values * part.centred_phases(own_shifts[where], n_points) * filters
+                squares[where] = np.square(filters)
+            self.views.append((np.ascontiguousarray(turned), products, squares))
 
     def __len__(self):
-        return len(self.values)
+        return len(self.power)
+
+    def moments(self, projectors, rows):
+        """``2 Re <slice_j, image>`` and ``2 Re <slice_j, slice_l>`` of some images, through their filters."""
+        cross, gram = 0.0, 0.0
+        for rotations, values, squares in self.views:
+            slices = np.stack([p.slices(rotations[rows], self.points) for p in projectors], axis=1)
+            # Re <a, b> is the product of the pairs of real numbers
+            pairs = slices.view(np.float32)
+            weighted = pairs * np.repeat(squares[rows], 2, axis=1)[:, None]
+            cross = cross + 2 * (pairs @ values[rows].view(np.float32)[:, :, None])[..., 0].astype(np.float64)
+            gram = gram + 2 * (weighted @ pairs.swapaxes(1, 2)).astype(np.float64)
+        return cross, 0.5 * (gram + gram.swapaxes(1, 2))
 
 
 # ------------------------------------------------------------------------------------------------- latent variables
@@ -102,18 +123,12 @@ def _products(data, volumes, n_jobs):
     cross, gram = np.empty((n, size)), np.empty((n, size, size))
 
     def block(where):
-        slices = np.stack([p.slices(data.rotations[where], data.points) for p in projectors], axis=1)
-        # Re <a, b> is the product of the pairs of real numbers
-        pairs = slices.view(np.float32)
-        weighted = pairs * np.repeat(data.squares[where], 2, axis=1)[:, None]
-        values = data.values[where].view(np.float32)
-        cross[where] = 2 * (pairs @ values[:, :, None])[..., 0]
-        gram[where] = 2 * (weighted @ pairs.swapaxes(1, 2))
+        cross[where], gram[where] = data.moments(projectors, where)
 
     joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(
         joblib.delayed(block)(slice(i, min(i + _BLOCK, n))) for i in range(0, n, _BLOCK)
     )
-    return cross, 0.5 * (gram + gram.swapaxes(1, 2))
+    return cross, gram
 
 
 def _posterior(power, cross, gram, contrast_std):
@@ -237,14 +252,15 @@ class _NormalEquations:
 
 def _insert(sums, data, first, second, n_jobs):
     """Images with weights `first` (None: none) and filters squared with weights `second`, in fixed chunks."""
-    for start in range(0, len(data), _CHUNK):
-        where = slice(start, min(start + _CHUNK, len(data)))
-        squares = data.squares[where] * second[where, None].astype(np.float32)
-        if first is None:
-            values = np.zeros(squares.shape, dtype=np.complex64)
-        else:
-            values = data.values[where] * first[where, None].astype(np.float32)
-        sums.add(values, squares, data.rotations[where], data.points, n_jobs=n_jobs)
+    for rotations, values, squares in data.views:
+        for start in range(0, len(data), _CHUNK):
+            where = slice(start, min(start + _CHUNK, len(data)))
+            weighted = squares[where] * second[where, None].astype(np.float32)
+            if first is None:
+                told = np.zeros(weighted.shape, dtype=np.complex64)
+            else:
+                told = values[where] * first[where, None].astype(np.float32)
+            sums.add(told, weighted, rotations[where], data.points, n_jobs=n_jobs)
 
 
 def _convolution(sums):
