@@ -153,7 +153,7 @@ def test_weights_solve_equation_11_on_pixels(kind, residual):
     prior = 0.7 / problem.mixture.prior_variances[problem.coordinates.rings]
     weighted = R * problem.data.weights[:, None]
     expected = reference.weights(problem.Y, problem.c, weighted, problem.mixture.basis, precision, prior)
-    np.testing.assert_allclose(problem.mixture.weights, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(problem.mixture.weights, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
     variances = reference.noise_variances(
         problem.Y, problem.c, weighted, problem.mixture.means, problem.coordinates.rings
     )
