@@ -8,8 +8,8 @@ overlap), SNR 0.1, 1500 images. Backgrounds are normalised, noise is whitened by
 images are turned and centred by the truth ("frame": "truth") or by InPlaneAligner ("aligner"), then classified into
 50 classes of a band to 20 Angstrom. Settings chosen on seed 101.
 
-"auc": of all junk and of each kind, by the model's log-likelihood (`score_samples`) and by the evidence for a particle
-(the log-likelihood less that of noise alone), which the report of classify2d sorts by.
+"auc": of all junk and of each kind, by `score_samples` (the log-likelihood above that of no particle, which the report
+of classify2d sorts by) and by the log-likelihood itself.
 
 "f15": share of pairs of particles of one class whose viewing directions are within 15 degrees, without junk.
 "coloured": the above. "white, equal ring SNR": the same particles in white noise, whose SNR averaged over rings 1 to 16
@@ -31,7 +31,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 
 from skcryo.cluster import SMLClustering
-from skcryo.cluster._particle_evidence import particle_evidence
 from skcryo.datasets import make_molecule, make_particles
 from skcryo.datasets._particles import PRESETS
 from skcryo.io import load_volume
@@ -81,7 +80,7 @@ def junk(volume, seed, frame):
     stack, truth = simulate(volume, seed)
     images = prepare(stack, truth, frame=frame)
     sml, found = classify(images, truth)
-    scores = {"score_samples": sml.score_samples(images), "evidence": particle_evidence(sml, images)}
+    scores = {"score_samples": sml.score_samples(images), "log_likelihoods": sml.log_likelihoods(images)}
     return found | {"auc": {name: auc(values, truth) for name, values in scores.items()}}
 
 

@@ -12,7 +12,6 @@ from skcryo._cli import _progress
 from skcryo._cli._charts import occupancy_chart
 from skcryo._cli._classify2d_sml import class_means, known_alignment
 from skcryo.cluster import SMLClustering
-from skcryo.cluster._particle_evidence import particle_evidence
 from skcryo.datasets import ImagingConditions, make_molecule, make_particles
 from skcryo.fourier import rotate_images, shift_images
 from skcryo.io import load_particles, read_star, save_particles, write_star
@@ -68,8 +67,8 @@ def test_the_result_is_that_of_the_pipeline_in_python(finished, particles):
     sml = SMLClustering(K, resolution=20.0, max_iter=6, random_state=0).fit(aligned)
     written = load_particles(finished / "particles.star")
     assert_array_equal(written.metadata.numbers("rlnClassNumber").astype(int) - 1, sml.labels_)
-    assert_allclose(written.metadata.numbers("rlnLogLikeliContribution"), sml.score_samples(aligned), rtol=1e-5)
-    evidence = particle_evidence(sml, aligned)
+    assert_allclose(written.metadata.numbers("rlnLogLikeliContribution"), sml.log_likelihoods(aligned), rtol=1e-5)
+    evidence = sml.score_samples(aligned)
     assert_allclose(written.metadata.numbers("skcryoParticleEvidence"), evidence, rtol=1e-4, atol=1e-3)
     angles, shifts = known_alignment(written, 1.0)
     assert_allclose(np.angle(np.exp(1j * (angles - aligner.angles_))), 0, atol=1e-6)
@@ -213,12 +212,12 @@ def test_evidence_finds_images_of_nothing_where_likelihood_does_not():
     X, truth = make_particles(make_molecule(24), 200, preset=conditions, snr=0.3, random_state=0)
     empty = truth.junk_kind == "noise"
     sml = SMLClustering(8, n_components=12, random_state=0).fit(X)
-    evidence = particle_evidence(sml, X)
+    evidence = sml.score_samples(X)
     good = ~truth.is_junk
     assert evidence[empty].max() < np.median(evidence[good])
     assert evidence[good].mean() > evidence[empty].mean() + 5 * evidence[empty].std()
     # on pixels noise has another variance, which both likelihoods share
-    pixels = particle_evidence(SMLClustering(8, n_components=None, random_state=0).fit(X), X)
+    pixels = SMLClustering(8, n_components=None, random_state=0).fit(X).score_samples(X)
     assert pixels[good].mean() > pixels[empty].mean() + 5 * pixels[empty].std()
 
 

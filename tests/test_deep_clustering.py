@@ -122,15 +122,16 @@ def test_score_is_a_likelihood_that_compares_with_all_at_once():
         warnings.simplefilter("ignore", ConvergenceWarning)
         at_once = clone(fine).fit(X)
     one = fit(X, fine, coarse=SMLClustering(1), n_clusters=6)
+    assert one.log_likelihoods(X) == pytest.approx(at_once.log_likelihoods(X), rel=1e-6)
     assert one.score_samples(X) == pytest.approx(at_once.score_samples(X), rel=1e-6)
     # classes that are kept whole: the term of the class, never above the sum of all
     whole = fit(X, coarse=fine, n_clusters=6, min_class_size=1000)
-    below = at_once.score_samples(X) - whole.score_samples(X)
+    below = at_once.log_likelihoods(X) - whole.log_likelihoods(X)
     assert below.min() > -1e-4 and np.median(below) < 1
     deep = fit(X)
     junk = np.random.default_rng(0).permuted(np.asarray(X).reshape(300, -1), axis=1).reshape(X.shape)
     assert deep.score(X) > deep.score(ParticleStack(junk, pixel_size=PIXEL_SIZE, ctf=X.ctf))
-    assert deep.score(X) == pytest.approx(deep.score_samples(X).mean())
+    assert deep.score(X) == pytest.approx(deep.log_likelihoods(X).mean())
     assert not hasattr(DeepClustering(RotInvWassersteinKMeans()), "score")
 
 
@@ -305,7 +306,7 @@ def test_bad_input(kind):
         function()
 
 
-@pytest.mark.parametrize("method", ["predict", "score", "score_samples"])
+@pytest.mark.parametrize("method", ["predict", "score", "score_samples", "log_likelihoods"])
 def test_before_fit(method):
     with pytest.raises(NotFittedError):
         getattr(DeepClustering(), method)(IMAGES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
 
 from skcryo.cluster import SMLClustering
 from skcryo.cluster import _sml_reference as reference
@@ -451,6 +452,25 @@ def test_score_is_the_density_of_the_band():
     n = sml._coordinates.n_coordinates
     assert sml.score(X) == pytest.approx(-0.5 * n * (np.log(2 * np.pi * 9) + 1), rel=2e-3)
     np.testing.assert_allclose(sml.noise_spectrum_, 9, rtol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["none", "radial"])
+@pytest.mark.parametrize("n_components", [6, None])
+def test_score_is_the_density_above_that_of_noise_alone(n_components, kind):
+    X = particles(300, kind=kind)
+    sml = fit(X, 4, n_components=n_components)
+    spectrum = sml._space.noise
+    if n_components is None:
+        spectrum = spectrum / sml._mixture.precision[sml._coordinates.rings]
+    y = sml._coordinates.analyze(np.asarray(X, np.float64))
+    alone = -0.5 * (y**2 / spectrum + np.log(2 * np.pi * spectrum)).sum(axis=1)
+    found = sml.score_samples(X)
+    np.testing.assert_allclose(found, sml.log_likelihoods(X) - alone, rtol=1e-6, atol=2e-3)
+    # it tells particles from noise of the same spectrum
+    noise = np.random.default_rng(3).standard_normal(y.shape) * np.sqrt(spectrum)
+    noise = sml._coordinates.synthesize(noise).astype(np.float32)
+    junk = sml.score_samples(ParticleStack(noise, pixel_size=PIXEL_SIZE, ctf=X.ctf))
+    assert roc_auc_score(np.arange(600) < 300, np.concatenate([found, junk])) > 0.9
 
 
 def test_samples_are_like_the_images():

@@ -35,7 +35,7 @@ class FoundClasses:
     likelihoods : ndarray of shape (n,)
         Log-likelihood of each image.
     evidence : ndarray of shape (n,)
-        The same less that of noise alone.
+        The same above that of no particle.
     certainties : ndarray of shape (n,)
         Probability of the class that an image is given.
     """
@@ -64,7 +64,6 @@ def find_classes(run, white):
     found : FoundClasses
     """
     from ..cluster import SMLClustering
-    from ..cluster._particle_evidence import particle_evidence
     from ..preprocessing._in_plane_aligner import turned_stack
 
     settings, aligner = run.settings, None
@@ -90,8 +89,8 @@ def find_classes(run, white):
         aligner,
         angles,
         shifts,
+        estimator.log_likelihoods(aligned),
         estimator.score_samples(aligned),
-        particle_evidence(estimator, aligned),
         estimator.responsibilities_.max(axis=1).toarray().ravel(),
     )
 

@@ -61,7 +61,7 @@ def apportion(n_clusters, sizes, most):
 def _scores(self):
     """Whether the clusterers give likelihoods and probabilities."""
     estimators = [estimator for estimator in (self.estimator, self.coarse) if estimator is not None]
-    return all(hasattr(estimator, name) for estimator in estimators for name in ("score_samples", "predict_proba"))
+    return all(hasattr(estimator, name) for estimator in estimators for name in ("log_likelihoods", "predict_proba"))
 
 
 class DeepClustering(CallbackSupportMixin, StackTagsMixin, ClusterMixin, BaseEstimator):
@@ -340,12 +340,12 @@ class DeepClustering(CallbackSupportMixin, StackTagsMixin, ClusterMixin, BaseEst
         return labels
 
     @available_if(_scores)
-    def score_samples(self, X):
+    def log_likelihoods(self, X):
         """Lower bound of the log-likelihood of each image, of clusterers that have one.
 
         Of the mixture of the models of all coarse classes, each with its share of the images: the term of the coarse
         class that the image is put into, which is all but the whole where that is certain. It compares with
-        ``score_samples`` of the fine clusterer fitted to all images at once.
+        ``log_likelihoods`` of the fine clusterer fitted to all images at once.
 
         Parameters
         ----------
@@ -355,19 +355,38 @@ class DeepClustering(CallbackSupportMixin, StackTagsMixin, ClusterMixin, BaseEst
         -------
         log_likelihoods : ndarray of shape (n_images,), float64
         """
+        return self._mixture_scores(X, "log_likelihoods")
+
+    @available_if(_scores)
+    def score_samples(self, X):
+        """:meth:`log_likelihoods` above that of no particle, by which particles are told from junk.
+
+        No particle means noise as the coarse class of the image has it: compare images by it, not models.
+
+        Parameters
+        ----------
+        X : as in :meth:`predict`
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images,), float64
+        """
+        return self._mixture_scores(X, "score_samples")
+
+    def _mixture_scores(self, X, method):
         parts = self._by_class(X)
         scores = np.empty(next(parts))
         for k, part, members, images in parts:
             if part is None:
                 share = np.maximum(self.coarse_.predict_proba(images)[:, k], np.finfo(np.float32).tiny)
-                scores[members] = self.coarse_.score_samples(images) + np.log(share)
+                scores[members] = getattr(self.coarse_, method)(images) + np.log(share)
             else:
-                scores[members] = part.score_samples(images) + np.log(self.coarse_shares_[k])
+                scores[members] = getattr(part, method)(images) + np.log(self.coarse_shares_[k])
         return scores
 
     @available_if(_scores)
     def score(self, X, y=None, *, sample_weight=None):
-        """Mean of :meth:`score_samples`.
+        """Mean of :meth:`log_likelihoods`.
 
         Parameters
         ----------
@@ -380,7 +399,7 @@ class DeepClustering(CallbackSupportMixin, StackTagsMixin, ClusterMixin, BaseEst
         -------
         score : float
         """
-        scores = self.score_samples(X)
+        scores = self.log_likelihoods(X)
         return float(np.average(scores, weights=check_sample_weight(sample_weight, X, dtype=np.float64)))
 
 

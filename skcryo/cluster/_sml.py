@@ -8,7 +8,7 @@ from os import PathLike
 import joblib
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
@@ -17,10 +17,8 @@ from .._ext._emd import max_threads
 from .._torch import DEVICES, accelerator
 from .._validation import (
     Interval,
-    StackTagsMixin,
     StrOptions,
     _fit_context,
-    check_is_fitted,
     check_sample_weight,
     resolve_ctf,
     resolve_pixel_size,
@@ -31,13 +29,14 @@ from ..metrics import effective_n_classes
 from ..reconstruction._half_sets import fingerprint
 from ._sml_coordinates import SMALLEST_BOX, PixelCoordinates, find_coordinates, has_images
 from ._sml_data import ParticleCoordinates, ctf_grouping
-from ._sml_expectation import TorchExpectation, expect, posteriors
+from ._sml_expectation import TorchExpectation, expect
 from ._sml_fit import Features, mutual_information, run_em, sparse_rows
 from ._sml_latent import check_grid, manifold_basis, mean_positions
 from ._sml_pixels import PixelMixture
 from ._sml_space import find_signal_space
 from ._sml_start import check_averages, first_means
 from ._sml_subspace import SubspaceMixture
+from ._sml_use import FittedManifold, float_dtype
 
 _START_COMPONENTS = 50  # in which a fit on pixels starts
 _NOISE_BOUNDS = (0.5, 1.1)  # relative to what components leave: a free equation 12 takes signal for noise
@@ -47,14 +46,7 @@ _COLLAPSED_SHARE = 0.25  # of the classes
 _COLLAPSED_NATS = 0.1
 
 
-class SMLClustering(
-    CallbackSupportMixin,
-    StackTagsMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    ClusterMixin,
-    BaseEstimator,
-):
+class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
     """Deep classification of aligned particle images by statistical manifold learning.
 
     A generative topographic mapping with the CTF in the likelihood [1]_: every image is one of `n_clusters` class
@@ -277,7 +269,7 @@ class SMLClustering(
         expectation = self._expectation()
         shape = check_grid(self.manifold, self.grid_shape, self.latent_dim)
         n_clusters = self.n_clusters if shape is None else int(np.prod(shape))
-        dtype = _float_dtype(X)
+        dtype = float_dtype(X)
         stack = validate_lazy(self, X, ensure_min_samples=1)
         weights = check_sample_weight(sample_weight, stack, dtype=np.float64)
         used = np.flatnonzero(weights > 0)
@@ -447,154 +439,3 @@ class SMLClustering(
                 ConvergenceWarning,
                 stacklevel=3,
             )
-
-    # --------------------------------------------------------------------------------------------- use
-    def _posteriors(self, data):
-        """Yield (where, whitened, responsibilities, log-likelihoods per unit of the images)."""
-        mixture, coordinates = self._mixture, data.coordinates
-        tables = mixture.tables(coordinates)
-        units = -0.5 * np.log(self._space.noise).sum()
-        for where, *whitened in data.whitened(self._space):
-            features = mixture.features(*whitened, coordinates)
-            found, likelihoods = posteriors(tables, *features)
-            yield where, whitened, found, likelihoods + units
-
-    def _new(self, X, ctf):
-        check_is_fitted(self)
-        stack = validate_lazy(self, X, reset=False)
-        ctf, pixel_size = self._optics(stack, ctf)
-        return self._data(stack, ctf, pixel_size, np.ones(len(stack)))
-
-    def predict(self, X, *, ctf=None):
-        """Likeliest class of each image.
-
-        Parameters
-        ----------
-        X : ParticleStack or array-like of shape (n_images, L, L) or (n_images, n_pixels)
-        ctf : structured array of shape (n_images,), default=None
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,), int32
-        """
-        found = [part.argmax(axis=1) for _, _, part, _ in self._posteriors(self._new(X, ctf))]
-        return np.concatenate(found).astype(np.int32)
-
-    def predict_proba(self, X, *, ctf=None):
-        """Probabilities of the classes given each image, equation 9.
-
-        Parameters
-        ----------
-        X, ctf : as in :meth:`predict`
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_images, n_clusters)
-        """
-        found = [part for _, _, part, _ in self._posteriors(self._new(X, ctf))]
-        return np.concatenate(found).astype(_float_dtype(X), copy=False)
-
-    def transform(self, X, *, ctf=None):
-        """Latent position of each image: mean of its classes' positions, weighted by their probabilities.
-
-        Parameters
-        ----------
-        X, ctf : as in :meth:`predict`
-
-        Returns
-        -------
-        positions : ndarray of shape (n_images, n_latent)
-            As `latent_positions_`; within the unit sphere the farther in, the less is known.
-        """
-        found = [part @ self.latent_positions_ for _, _, part, _ in self._posteriors(self._new(X, ctf))]
-        return np.concatenate(found).astype(_float_dtype(X), copy=False)
-
-    def fit_predict(self, X, y=None, *, ctf=None, sample_weight=None):
-        """Fit, and return the class of each image.
-
-        Parameters
-        ----------
-        X, y, ctf, sample_weight : as in :meth:`fit`
-
-        Returns
-        -------
-        labels : ndarray of shape (n_images,), int32
-        """
-        return self.fit(X, y, ctf=ctf, sample_weight=sample_weight).labels_
-
-    def fit_transform(self, X, y=None, *, ctf=None, sample_weight=None):
-        """Fit, and return the latent positions of the images.
-
-        Parameters
-        ----------
-        X, y, ctf, sample_weight : as in :meth:`fit`
-
-        Returns
-        -------
-        positions : ndarray of shape (n_images, n_latent)
-        """
-        return self.fit(X, y, ctf=ctf, sample_weight=sample_weight).transform(X, ctf=ctf)
-
-    def score_samples(self, X, *, ctf=None):
-        """Log-likelihood of each image, the logarithm of equation 6.
-
-        Of the image's Fourier coefficients within the band, orthonormal transform; it compares between numbers of
-        classes, manifolds, components, on the same images and band.
-
-        Parameters
-        ----------
-        X, ctf : as in :meth:`predict`
-
-        Returns
-        -------
-        log_likelihoods : ndarray of shape (n_images,), float64
-        """
-        return np.concatenate([part for _, _, _, part in self._posteriors(self._new(X, ctf))])
-
-    def score(self, X, y=None, *, ctf=None, sample_weight=None):
-        """Mean log-likelihood of the images.
-
-        Parameters
-        ----------
-        X, ctf : as in :meth:`predict`
-        y : None
-            Ignored.
-        sample_weight : array-like of shape (n_images,), default=None
-
-        Returns
-        -------
-        score : float
-        """
-        likelihoods = self.score_samples(X, ctf=ctf)
-        return float(np.average(likelihoods, weights=check_sample_weight(sample_weight, X, dtype=np.float64)))
-
-    def sample(self, n_samples=1, *, random_state=None):
-        """Draw images from the model, without CTFs.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        random_state : int, RandomState instance or None, default=None
-
-        Returns
-        -------
-        images : ndarray of shape (n_samples, L, L), float64
-            Class means in noise, within the band.
-        labels : ndarray of shape (n_samples,), int32
-        """
-        check_is_fitted(self)
-        rng, mixture = check_random_state(random_state), self._mixture
-        labels = rng.randint(len(mixture.basis), size=n_samples).astype(np.int32)
-        images = rng.standard_normal((n_samples, self._coordinates.n_coordinates))
-        means = mixture.means
-        if isinstance(mixture, SubspaceMixture):
-            means = means @ mixture.components.T
-        else:
-            images /= np.sqrt(mixture.precision[self._coordinates.rings])
-        images[:, : means.shape[1]] += means[labels]
-        return self._images(images), labels
-
-
-def _float_dtype(X):
-    """float64 stays float64; all else is returned in float32."""
-    return np.float64 if getattr(X, "dtype", np.float64) == np.float64 else np.float32
