@@ -48,6 +48,8 @@ class Case:
         Whether ``fit`` may depend on the order of the images, as a random start does.
     grid : dict
         A small grid of parameters, for estimators that have a ``score``.
+    heavy : bool
+        Whether its batteries are left for ``-m slow``: of a variant whose fits take a second each.
     """
 
     estimator: Any
@@ -55,6 +57,7 @@ class Case:
     tolerance: float = 1e-4
     order_matters: bool = False
     grid: dict = field(default_factory=dict)
+    heavy: bool = False
 
     @property
     def name(self):
@@ -88,7 +91,7 @@ def public_estimators():
             grid={"n_classes": [1, 2]},
         ),
         Case(
-            AbInitioVolume(angular_step=30, n_starts=1, max_epochs=2, max_rounds=2, n_jobs=1, random_state=0),
+            AbInitioVolume(angular_step=30, n_starts=1, max_epochs=1, max_rounds=1, n_jobs=1, random_state=0),
             order_matters=True,
             grid={"max_shift": [0, 1]},
         ),
@@ -99,9 +102,16 @@ def public_estimators():
             variant=True,
             order_matters=True,
             grid={"max_shift": [0]},
+            heavy=True,
         ),
-        Case(LUDRotations(n_jobs=1), order_matters=True, grid={"alpha": [2 / 3, 1.0]}),
-        Case(LUDRotations(refine=None, n_jobs=1), variant=True, order_matters=True, grid={"metric": ["correlation"]}),
+        Case(LUDRotations(max_iter=5, refine=None, n_jobs=1), order_matters=True, grid={"metric": ["correlation"]}),
+        Case(
+            LUDRotations(max_iter=5, n_jobs=1),
+            variant=True,
+            order_matters=True,
+            grid={"alpha": [2 / 3, 1.0]},
+            heavy=True,
+        ),
         *(
             # Without torch its `fit` says what to install, and there is nothing to check.
             [
@@ -129,7 +139,7 @@ def public_estimators():
         ),
         Case(VectorDiffusionMaps(n_jobs=1), order_matters=True, grid={"n_frequencies": [1, 3]}),
         Case(
-            CommonLinesMaxCut(2, angular_step=30, n_init=1, max_iter=4, n_jobs=1, random_state=0),
+            CommonLinesMaxCut(2, angular_step=30, n_init=1, max_iter=1, n_jobs=1, random_state=0),
             order_matters=True,
             grid={"n_clusters": [1, 2]},
         ),

@@ -64,7 +64,11 @@ def likeness(model, stack, clean):
 
 @pytest.mark.parametrize(
     "preset, snr, seed, degrees",
-    [("paper", None, 1, 2), ("paper", 0.5, 2, 4), ("shifted", 1.0, 1, 3)],
+    [
+        pytest.param("paper", None, 1, 2, marks=pytest.mark.slow),
+        pytest.param("paper", 0.5, 2, 4, marks=pytest.mark.slow),
+        ("shifted", 1.0, 1, 3),
+    ],
 )
 def test_poses_are_found(preset, snr, seed, degrees):
     """Poses drawn by lot are 100 degrees off in the best frame; unrefined ones on this grid 10."""
@@ -138,7 +142,7 @@ def test_poses_and_scale_of_the_stack_do_not_matter(data, tmp_path):
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_noise_has_no_volume(seed):
     noise = np.random.default_rng(seed).standard_normal((200, L, L)).astype(np.float32)
     model = AbInitioVolume(**QUICK | {"random_state": seed, "n_starts": 3})
@@ -202,6 +206,7 @@ def test_agreement_is_free_of_frame_and_hand():
 # ---- the same result -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_threads_do_not(data):
     stack = data[0][:60]
     expected = quietly_fitted(AbInitioVolume(**SHORT, n_classes=2), stack)
@@ -245,6 +250,7 @@ def test_predict_is_independent_of_the_batch(data, fitted):
     assert fitted.predict(some[::-1]) == pytest.approx(together.rotations[::-1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_junk_has_low_scores(data, fitted):
     stack, truth = data
     noise = stack[250:].replace(data=np.asarray(stack[250:]) - truth.clean[250:])
@@ -268,6 +274,7 @@ def two_states():
     return stack, truth, AbInitioVolume(n_classes=2, **QUICK | {"max_shift": 0}).fit(stack)
 
 
+@pytest.mark.slow
 def test_two_states_are_told_apart(two_states):
     stack, truth, model = two_states
     assert model.labels_.shape == (300,) and model.responsibilities_.shape == (300, 2)
@@ -281,6 +288,7 @@ def test_two_states_are_told_apart(two_states):
     assert 0.3 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.97
 
 
+@pytest.mark.slow
 def test_coordinates(two_states):
     stack, truth, model = two_states
     assert model.embedding_.shape == (300, 1) and model.components_.shape[0] == 1
@@ -310,6 +318,7 @@ def test_pickle_and_clone(data, fitted):
     assert not hasattr(clone(fitted), "volume_")
 
 
+@pytest.mark.slow
 def test_grid_search_with_ctfs(data):
     """The right largest shift wins: centred images do not fit what was moved by up to 1.2 pixels."""
     model = AbInitioVolume(**SHORT | {"n_starts": 1, "max_epochs": 8})

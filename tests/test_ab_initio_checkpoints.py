@@ -69,7 +69,7 @@ np.savez(sys.argv[2] + "/found.npz", saved=len(saved), **{name: getattr(found, n
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), None])
 def test_killed_fits_go_on_to_the_same_bits(seed, images, whole, tmp_path):
     """In the first start, between starts, in a round, between half sets; and without a seed, at the first save."""
     save_images(tmp_path / "x.mrcs", images)

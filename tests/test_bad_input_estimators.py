@@ -1,5 +1,6 @@
 """Bad arrays and parameters for estimators and transformers: each message says what is wrong, and where."""
 
+import functools
 import re
 from contextlib import suppress
 
@@ -81,12 +82,28 @@ BAD_ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.estimator))
+every_estimator = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * case.heavy, id=repr(case.estimator)) for case in CASES],
+)
+
+
+@functools.cache
+def _fitted(number):
+    return clone(CASES[number].estimator).fit(images())
+
+
+def fitted(case):
+    """The case's estimator, fitted once for all tests: what it refuses must not change it."""
+    return _fitted(next(number for number, other in enumerate(CASES) if other is case))
+
+
+@every_estimator
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
 def test_bad_arrays(case, kind):
     make, message = BAD_ARRAYS[kind]
     # transform and predict refuse what fit refuses; fit of what learns nothing need not read a stack.
-    estimator = clone(case.estimator).fit(images())
+    estimator = fitted(case)
     method = next(method for method in METHODS if hasattr(estimator, method))
     with pytest.raises((ValueError, TypeError), match=message):
         getattr(estimator, method)(make())
@@ -95,11 +112,11 @@ def test_bad_arrays(case, kind):
             clone(case.estimator).fit(make())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.estimator))
+@every_estimator
 def test_nan_in_a_lazy_stack_is_named_at_the_latest_when_it_is_read(case):
     from skcryo.particles import iter_chunks
 
-    estimator = clone(case.estimator).fit(images())
+    estimator = fitted(case)
     method = next(method for method in METHODS if hasattr(estimator, method))
     with pytest.raises(ValueError, match="contains NaN: image 7"):
         answer = getattr(estimator, method)(lazy(with_pixel(np.nan)))

@@ -136,7 +136,7 @@ def halves(images, truth, n_classes, seed=0):
     return classes_of_halves(images, truth.rotations, truth.shifts, None, n_classes, seed=seed, **options)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_halves_tell_classes_from_none(seed):
     images, truth = particles(STATES[:2], seed=seed)
     found = halves(images, truth, 2, seed)
@@ -150,6 +150,7 @@ def test_halves_tell_classes_from_none(seed):
     assert not evidence.distinct[0, 1] and evidence.gains[0, 1] < 2 * evidence.errors[0, 1]
 
 
+@pytest.mark.slow
 def test_a_class_too_many_is_named():
     images, truth = particles(STATES[:2])
     mixture = fitted(images, truth, 3)

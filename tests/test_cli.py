@@ -393,7 +393,11 @@ def kill_at(place, after, particles, out, *more):
 
 @pytest.mark.parametrize(
     "place, after",
-    [("prepare", 0), ("iteration", 0), ("iteration", 2), ("write", 0), ("report", 0), ("finish", 0)],
+    [
+        ("iteration", 2),
+        ("finish", 0),
+        *(pytest.param(at, 0, marks=pytest.mark.slow) for at in ("prepare", "iteration", "write", "report")),
+    ],
 )
 def test_killed_and_started_again(particles, finished, tmp_path, place, after):
     out = tmp_path / "out"
@@ -419,6 +423,7 @@ def test_it_really_goes_on(particles, tmp_path, capsys):
     assert 0 < resumed.count("\niteration ") < fresh.count("\niteration ")
 
 
+@pytest.mark.slow
 def test_killed_while_the_last_checkpoint_goes(particles, finished, tmp_path, capsys):
     """All results stand: the run counts as finished."""
     out = tmp_path / "out"
@@ -428,6 +433,7 @@ def test_killed_while_the_last_checkpoint_goes(particles, finished, tmp_path, ca
     assert "holds a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_arguments_do_not_go_on(particles, finished, tmp_path, capsys):
     out = tmp_path / "out"
     kill_at("iteration", 1, particles, out)

@@ -165,6 +165,7 @@ def test_the_report_tells_the_verdict_first_and_stands_alone(finished):
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_noise_is_written_with_a_warning(tmp_path, capsys):
     noise = np.random.default_rng(0).standard_normal((100, 24, 24)).astype(np.float32)
     save_particles(tmp_path / "in.star", ParticleStack(noise, pixel_size=5.0), images_path=tmp_path / "in.mrcs")
@@ -182,6 +183,7 @@ def test_noise_is_written_with_a_warning(tmp_path, capsys):
 # ---- options ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_classes(tmp_path):
     states = [MOLECULE, make_molecule(L, random_state=0, hinge=60)]
     star, truth = simulate(tmp_path, states, 300, preset="paper", proportions=[0.6, 0.4])
@@ -203,6 +205,7 @@ def test_two_classes(tmp_path):
     assert Parser(page).images == 24 and "Class 2 minus class 1" in page
 
 
+@pytest.mark.slow
 def test_options_reach_the_estimator(particles, tmp_path, capsys):
     more = ["--mask-radius", "100A", "--max-shift", "20A", "--starts", "1", "--seed", "3", "--no-ctf"]
     assert abinitio(particles[0], tmp_path / "out", *more) == 0
@@ -215,6 +218,7 @@ def test_options_reach_the_estimator(particles, tmp_path, capsys):
     assert "<td>CTF</td><td>not used</td>" in page and "<td>random_state</td><td>3</td>" in page
 
 
+@pytest.mark.slow
 def test_dark_particles_are_noticed(particles, tmp_path, capsys):
     """Through CTFs particles have no mean grey to go by; these have none."""
     star, _ = simulate(tmp_path, n=60, preset="paper")
@@ -241,6 +245,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_run_goes_on_to_the_same_files(tmp_path, capsys):
     star, _ = simulate(tmp_path, n=60, preset="shifted")

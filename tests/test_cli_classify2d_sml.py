@@ -136,7 +136,7 @@ class Killed(BaseException):
     """What a kill is to a process that tests go on in."""
 
 
-@pytest.mark.parametrize("after", [3, "aligned", 2000])
+@pytest.mark.parametrize("after", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in ("aligned", 2000))])
 def test_killed_and_started_again(particles, finished, tmp_path, monkeypatch, after):
     """In the alignment, in the first iterations of the classification, and before anything is written."""
     out, calls = tmp_path / "out", []

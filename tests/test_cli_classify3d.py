@@ -141,6 +141,7 @@ def test_the_report_tells_the_verdict_first_and_stands_alone(finished):
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_poses_of_the_input_are_where_classes_begin(particles, tmp_path):
     star, truth = particles
     stack = load_particles(star)
@@ -155,6 +156,7 @@ def test_poses_of_the_input_are_where_classes_begin(particles, tmp_path):
     assert np.median(np.linalg.norm(found.shifts - truth.shifts, axis=1)) < 0.3
 
 
+@pytest.mark.slow
 def test_one_molecule_is_not_two_classes(tmp_path, capsys):
     star, _ = simulate(tmp_path, states(20)[:1], 100, preset="paper", snr=0.5)
     out = tmp_path / "out"
@@ -215,6 +217,7 @@ sys.exit(main(argv))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_killed_run_goes_on_to_the_same_files(tmp_path, capsys):
     star, _ = simulate(tmp_path, states(24), 60, preset="shifted")

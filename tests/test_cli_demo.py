@@ -42,6 +42,7 @@ def test_demo_leaves_files_and_says_how_good(small_demo, tmp_path, capsys):
     assert exit_code(["demo", "-o", out, "-q", "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_demo_goes_on_after_an_interruption(small_demo, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     with monkeypatch.context() as patch:

@@ -142,6 +142,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_run_goes_on_to_the_same_volume(particles, tmp_path, capsys):
     def run(after, out, *more):

@@ -9,9 +9,17 @@ CASES = public_estimators()
 
 
 @parametrize_with_checks(
-    [case.estimator for case in CASES], expected_failed_checks=expected_failures, xfail_strict=True
+    [case.estimator for case in CASES if not case.heavy], expected_failed_checks=expected_failures, xfail_strict=True
 )
 def test_scikit_learn_check(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [case.estimator for case in CASES if case.heavy], expected_failed_checks=expected_failures, xfail_strict=True
+)
+def test_scikit_learn_check_of_heavy_variants(estimator, check):
     check(estimator)
 
 

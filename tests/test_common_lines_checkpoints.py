@@ -62,7 +62,10 @@ def assert_same(found, expected, names):
     assert found.n_iter_ == expected.n_iter_ and found.converged_ == expected.converged_
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case in ("lud, shifts", "max-cut"))) for case in CASES],
+)
 def test_goes_on_from_a_save_to_the_same_bits(case, images, tmp_path, monkeypatch):
     kind, params, names = CASES[case]
     whole = kind(**params).fit(images)

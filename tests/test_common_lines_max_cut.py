@@ -159,7 +159,9 @@ def test_classes_rotations_and_what_comes_with_them(fitted, particles):
     assert np.array_equal(fitted.line_images_, np.arange(160))
 
 
-@pytest.mark.parametrize(("n_classes", "proportions", "seed"), [(2, [0.8, 0.2], 1), (3, None, 1)])
+@pytest.mark.parametrize(
+    ("n_classes", "proportions", "seed"), [(2, [0.8, 0.2], 1), pytest.param(3, None, 1, marks=pytest.mark.slow)]
+)
 def test_uneven_and_more_classes(n_classes, proportions, seed):
     stack, truth = make_particles(STATES[:n_classes], 240, snr=1.0, proportions=proportions, random_state=seed)
     found = CommonLinesMaxCut(n_classes, **FAST).fit(stack)
@@ -205,6 +207,7 @@ def test_lines_of_some_images_orient_all(particles):
 # ---- no classes ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_identical_volumes_do_not_look_like_success():
     stack, _ = make_particles(MOLECULE, 160, snr=1.0, random_state=0)
     with pytest.warns(ConvergenceWarning, match="classes 0 and 1 .* are not told apart|hold no image") as caught:
@@ -213,6 +216,7 @@ def test_identical_volumes_do_not_look_like_success():
     assert not found.converged_ and found.separation_[0, 1] < 2 * found.separation_error_[0, 1]
 
 
+@pytest.mark.slow
 def test_a_class_too_many_does_not_look_like_success(particles):
     with pytest.warns(ConvergenceWarning, match="are not told apart|hold no image"):
         found = CommonLinesMaxCut(3, **FAST).fit(particles[0])
@@ -251,6 +255,7 @@ def shifted():
     return stack, truth, Known(truth).fit(stack)
 
 
+@pytest.mark.slow
 def test_poses_of_an_estimator(shifted):
     stack, truth, known = shifted
     found = CommonLinesMaxCut(2, init=Known(truth), **FAST).fit(stack, labels=truth.labels)
@@ -270,6 +275,7 @@ def test_labels_to_start_from(particles):
     assert quietly(cut, stack, labels=truth.labels).objective_path_[0] < quietly(cut, stack).objective_path_[0]
 
 
+@pytest.mark.slow
 def test_ctf_by_keyword_or_on_the_stack(shifted):
     stack, truth, known = shifted
     carried = stack.replace(rotations=known.rotations_, shifts=known.shifts_)
@@ -361,6 +367,7 @@ def test_callbacks_see_the_steps_and_may_stop(particles):
     assert callback.seen.count("round") == 1 and found.labels_.shape == (160,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["poses", "lud"])
 def test_contrast_makes_no_classes(init):
     conditions = ImagingConditions(contrast_std=0.3)

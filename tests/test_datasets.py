@@ -42,6 +42,7 @@ def test_without_the_standard_spectrum_nearly_all_power_is_one_blob():
     assert make_molecule(64, spectrum=None).min() > -0.05
 
 
+@pytest.mark.slow
 def test_states_of_a_molecule_differ_only_where_they_should():
     base = make_molecule(48)
     assert np.array_equal(base, make_molecule(48, random_state=0))
@@ -62,6 +63,7 @@ def test_states_of_a_molecule_differ_only_where_they_should():
     assert 0.02 < parts[0] < 0.4
 
 
+@pytest.mark.slow
 def test_seeds_make_different_molecules():
     a, b = make_molecule(32, random_state=0), make_molecule(32, random_state=1)
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.6

@@ -191,6 +191,7 @@ def test_a_file_holds_the_very_same_images(states, tmp_path, preset, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == ["particles.mrcs"]
 
 
+@pytest.mark.slow
 def test_a_file_is_written_in_bounded_memory(tmp_path, monkeypatch):
     volume = make_molecule(32)
     monkeypatch.setattr(_particles, "_BLOCK_PIXELS", 64 * 32**2)

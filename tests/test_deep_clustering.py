@@ -47,7 +47,7 @@ def fit(X, estimator=None, **params):
         return DeepClustering(estimator, **params).fit(X)
 
 
-@pytest.mark.parametrize("with_ctf", [True, False], ids=["CTFs", "no CTF"])
+@pytest.mark.parametrize("with_ctf", [pytest.param(True, marks=pytest.mark.slow), False], ids=["CTFs", "no CTF"])
 def test_both_strategies_find_similar_views(with_ctf):
     X, rotations = particles(600, with_ctf=with_ctf)
     train, test = X[:400], X[400:]

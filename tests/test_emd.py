@@ -118,7 +118,7 @@ def test_turned_rows_are_rows_of_turned_images():
 
 
 @pytest.mark.parametrize("kind", ["clean", "noisy", "ctf"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_search_is_exact_at_every_iteration(kind, seed, instruction_set):
     """Class, angle, shift and distance of every image equal brute force, from images as centres to averages."""
     images, ctf = particles(kind, seed)

@@ -1,5 +1,7 @@
 """The project's own checks of every public estimator on stacks of images; scikit-learn's feed rows only."""
 
+import copy
+import functools
 import inspect
 import pickle
 
@@ -21,7 +23,10 @@ SIDE = 16
 METHODS = ("transform", "predict", "score_samples", "decision_function", "score")
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-every_estimator = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.estimator))
+every_estimator = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * case.heavy, id=repr(case.estimator)) for case in CASES],
+)
 
 
 def make_images(n_images=24, side=SIDE, seed=0, dtype=np.float32):
@@ -43,6 +48,30 @@ def answers(estimator, X):
             found[method] = value.reshape(len(value), -1) if value.ndim else value
     assert found, f"{type(estimator).__name__} answers nothing"
     return found
+
+
+@functools.cache
+def _fitted(number):
+    return clone(CASES[number].estimator).fit(make_images())
+
+
+@functools.cache
+def _expected(number):
+    return answers(_fitted(number), make_images())
+
+
+def number_of(case):
+    return next(number for number, other in enumerate(CASES) if other is case)
+
+
+def fitted(case):
+    """The case's estimator fitted to ``make_images()``, once for all tests: not to be changed."""
+    return _fitted(number_of(case))
+
+
+def expected_answers(case):
+    """What it says of them."""
+    return dict(_expected(number_of(case)))
 
 
 def assert_same(found, expected, tolerance):
@@ -93,12 +122,12 @@ CONTAINERS = {
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_every_container_gives_the_same(case, container, tmp_path):
     images = make_images()
-    reference = clone(case.estimator).fit(images)
+    reference = fitted(case)
     X = CONTAINERS[container](images, tmp_path)
     estimator = clone(case.estimator).fit(X)
     assert tuple(estimator.image_shape_) == (SIDE, SIDE)
     assert estimator.n_features_in_ == SIDE * SIDE
-    expected = answers(reference, images)
+    expected = expected_answers(case)
     assert_same(answers(estimator, X), expected, case.tolerance)
     # Fitted on one, used on the other.
     assert_same(answers(reference, X), expected, case.tolerance)
@@ -140,7 +169,7 @@ def test_input_is_not_changed(case):
 @every_estimator
 @pytest.mark.parametrize("container", ["array", "stack", "lazy stack"])
 def test_another_box_size_is_refused_by_name(case, container, tmp_path):
-    estimator = clone(case.estimator).fit(make_images())
+    estimator = copy.deepcopy(fitted(case))
     name = type(estimator).__name__
     X = make_images(side=20)
     if container != "array":
@@ -156,7 +185,7 @@ def test_another_box_size_is_refused_by_name(case, container, tmp_path):
 
 @every_estimator
 def test_another_row_width_is_refused(case):
-    estimator = clone(case.estimator).fit(make_images())
+    estimator = fitted(case)
     method = next(method for method in METHODS if hasattr(estimator, method))
     with pytest.raises(ValueError, match="X has 400 features, but .* is expecting 256 features"):
         getattr(estimator, method)(make_images(side=20).reshape(24, 400))
@@ -164,7 +193,7 @@ def test_another_row_width_is_refused(case):
 
 @every_estimator
 def test_a_shape_of_as_many_pixels_is_another_shape(case):
-    estimator = clone(case.estimator).fit(make_images())
+    estimator = fitted(case)
     method = next(method for method in METHODS if hasattr(estimator, method))
     with pytest.raises(ValueError, match="8 x 32 pixels"):
         getattr(estimator, method)(make_images().reshape(24, 8, 32))
@@ -172,14 +201,13 @@ def test_a_shape_of_as_many_pixels_is_another_shape(case):
 
 @every_estimator
 def test_fitted_estimators_pickle(case):
-    images = make_images()
-    estimator = clone(case.estimator).fit(images)
-    assert_same(answers(pickle.loads(pickle.dumps(estimator)), images), answers(estimator, images), 0)
+    again = pickle.loads(pickle.dumps(fitted(case)))
+    assert_same(answers(again, make_images()), expected_answers(case), 0)
 
 
 @every_estimator
 def test_clone_forgets_the_fit(case):
-    estimator = clone(clone(case.estimator).fit(make_images()))
+    estimator = clone(fitted(case))
     assert not [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]
     assert repr(estimator.get_params()) == repr(case.estimator.get_params())
 
@@ -221,7 +249,7 @@ def test_grid_search_in_two_processes(case, tmp_path):
 @every_estimator
 def test_the_seed_decides_whatever_the_number_of_jobs(case):
     images = make_images()
-    expected = answers(clone(case.estimator).fit(images), images)
+    expected = expected_answers(case)
     assert_same(answers(clone(case.estimator).fit(images), images), expected, 0)
     if "n_jobs" in case.estimator.get_params():
         for n_jobs in (1, 2):
@@ -231,10 +259,9 @@ def test_the_seed_decides_whatever_the_number_of_jobs(case):
 
 @every_estimator
 def test_each_image_is_judged_on_its_own(case):
-    images = make_images()
-    estimator = clone(case.estimator).fit(images)
+    images, estimator = make_images(), fitted(case)
     order = np.random.default_rng(1).permutation(len(images))
-    expected = {k: v for k, v in answers(estimator, images).items() if v.ndim}
+    expected = {k: v for k, v in expected_answers(case).items() if v.ndim}
     shuffled = {k: v for k, v in answers(estimator, images[order]).items() if v.ndim}
     assert_same(shuffled, {method: value[order] for method, value in expected.items()}, case.tolerance)
     alone = {k: v for k, v in answers(estimator, images[5:6]).items() if v.ndim}
@@ -247,7 +274,7 @@ def test_fit_does_not_depend_on_the_order(case):
         pytest.skip("starts from images drawn by chance, so another order is another start")
     images = make_images()
     other = clone(case.estimator).fit(images[::-1])
-    assert_same(answers(other, images), answers(clone(case.estimator).fit(images), images), case.tolerance)
+    assert_same(answers(other, images), expected_answers(case), case.tolerance)
 
 
 @every_estimator

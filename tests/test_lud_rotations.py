@@ -111,6 +111,7 @@ def test_the_other_hand_is_as_good(data, by_lines):
     assert other == pytest.approx(by_lines.residuals_, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_does_not_look_like_success():
     noise = np.random.default_rng(0).standard_normal((150, BOX, BOX)).astype(np.float32)
     with pytest.warns(ConvergenceWarning, match="of the common lines agree with the poses, which may be wrong"):
@@ -145,6 +146,7 @@ def test_predictions_do_not_depend_on_the_batch(data, fitted):
         assert alone[name][0] == pytest.approx(together[name][7], rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_score_is_higher_for_particles_than_for_noise(data, fitted):
     stack = data[0][200:]
     noise = data[1].noise_std * np.random.default_rng(0).standard_normal((30, BOX, BOX)).astype(np.float32)
@@ -173,7 +175,7 @@ def shift_error(rotations, shifts, truth):
     return np.linalg.norm(difference - rows @ origin, axis=1).mean()
 
 
-@pytest.mark.parametrize("preset", ["shifted", "ctf"])
+@pytest.mark.parametrize("preset", ["shifted", pytest.param("ctf", marks=pytest.mark.slow)])
 def test_shifts_are_found(molecule, preset):
     stack, truth = particles(molecule, 250, preset=preset, snr=1.0)
     found = LUDRotations(max_shift=1.7, n_jobs=1).fit(stack)

@@ -208,7 +208,9 @@ class PretendedClasses(PretendedPoses):
         return np.random.default_rng(0).permutation(labels) if self.degrees else labels
 
 
-@pytest.mark.parametrize("metric", ["mean", "median", "p95", "correlation"])
+@pytest.mark.parametrize(
+    "metric", ["median", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mean", "p95", "correlation"))]
+)
 def test_pose_scorer_in_a_search(metric):
     R = random_rotations(60, random_state=0)
     scorer = make_pose_scorer(metric)

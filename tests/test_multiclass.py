@@ -102,7 +102,9 @@ def test_volumes_are_those_of_the_states(two):
 
 # ---- classes ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("init", ["components", "random"])
-@pytest.mark.parametrize(("n_states", "proportions"), [(2, [0.85, 0.15]), (3, None)])
+@pytest.mark.parametrize(
+    ("n_states", "proportions"), [(2, [0.85, 0.15]), pytest.param(3, None, marks=pytest.mark.slow)]
+)
 def test_states_are_found(n_states, proportions, init):
     stack, truth = particles(n_states, proportions=proportions)
     found = MulticlassReconstruction(n_states, init=init, n_init=1 if init == "components" else 2, **OPTIONS).fit(stack)
@@ -113,6 +115,7 @@ def test_states_are_found(n_states, proportions, init):
     assert np.allclose(np.sort(np.bincount(truth.labels) / N)[::-1], found.class_shares_, atol=0.04)
 
 
+@pytest.mark.slow
 def test_held_out_images_tell_how_many_classes():
     stack, _ = particles(2, 300)
     scores = [MulticlassReconstruction(k, **OPTIONS).fit(stack[:200]).score(stack[200:]) for k in (1, 2)]

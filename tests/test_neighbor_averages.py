@@ -37,6 +37,7 @@ def test_turned_and_mirrored_copies_average_to_the_image(L):
     assert relative_error(found, clean[:, : 2 * (L // 2), : 2 * (L // 2)][:, inside]) < 0.02
 
 
+@pytest.mark.slow
 def test_one_neighbor_is_the_image_itself(particles):
     averages = NearestNeighborAverages(1).fit_transform(particles[0])
     inside = np.hypot(*np.mgrid[:32, :32] - 16) < 15
@@ -64,6 +65,7 @@ def test_turning_a_new_image_turns_its_average(particles):
     assert relative_error(turned[:, inside], expected[:, inside]) < 0.15
 
 
+@pytest.mark.slow
 def test_ctfs_are_undone(particles):
     clean = particles[1].clean
     rng = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def test_two_components_span_the_plane_of_the_truth():
     assert abs(gram[0, 1]) < 1e-3 * gram[0, 0]
 
 
-@pytest.mark.parametrize("contrast_std", [0.0, 0.3])
+@pytest.mark.parametrize("contrast_std", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_posterior_and_likelihood_by_quadrature(contrast_std):
     images, rotations, shifts, contrast = model_images(np.array([[1.0], [-2.0]]), VOLUMES[:2], scale=0.05, seed=5)
     data = engine._Data(images, rotations, shifts, contrast, BAND)
@@ -169,6 +169,7 @@ def test_same_to_the_bit_whatever_the_chunks_and_threads(gaussian, monkeypatch):
     assert_allclose(whole[0], model.coordinates, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_state_has_no_components():
     images, *poses = model_images(np.zeros((300, 1)), VOLUMES[:2], scale=0.15)
     none = principal_volumes(images, *poses, band=BAND, mask_radius=MASK, random_state=0, max_iter=200)
@@ -257,6 +258,7 @@ def two_states():
     return states, images, truth
 
 
+@pytest.mark.slow
 def test_hinged_states_are_told_apart(two_states):
     states, images, truth = two_states
     model = principal_volumes(images, truth.rotations, truth.shifts, band=8, mask_radius=14, random_state=0)

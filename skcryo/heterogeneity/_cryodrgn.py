@@ -303,7 +303,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
             elif self._searches:
                 *poses, saver.problem = search_from_nothing(
                     padded, spectra, max_shift=largest_shift(self.max_shift, L), mask_radius=self._radius(L),
-                    max_ring=min(_SEARCH_RING, self._max_ring), homogeneous=self.z_dim == 0, saver=saver,
+                    max_ring=min(_SEARCH_RING, self._max_ring, (L - 1) // 2), homogeneous=self.z_dim == 0, saver=saver,
                     progress=progress, n_jobs=self._threads(), device=device if device.type == "cuda" else None,
                 )  # fmt: skip
             self.rotations_, self.shifts_ = poses
@@ -467,7 +467,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
         return product_dtype(device) if self.precision == "auto" else self.precision
 
     def _highest_ring(self, L):
-        highest, unit = (L - 1) // 2, self.pixel_size_ or 1.0
+        highest, unit = L // 2 + 0.49, self.pixel_size_ or 1.0  # all of the last shell
         if self._radius(L) > L:
             raise ValueError(f"mask_radius is {self.mask_radius} pixels; at most the box of {L} is wanted")
         ring = highest if self.resolution is None else min(highest, L * unit / self.resolution)
@@ -475,7 +475,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
             raise ValueError(
                 f"resolution is {self.resolution}, coarser than half the box of {L * unit:g}; a smaller one is wanted"
             )
-        self.resolution_ = L * unit / ring
+        self.resolution_ = L * unit / min(ring, L / 2)
         return float(ring)
 
 

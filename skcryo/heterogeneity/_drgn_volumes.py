@@ -74,9 +74,9 @@ class VolumeDecoder:
         ----------
         z : ndarray of shape (n, z_dim)
         band : float
-            Highest frequency, in cycles per box.
+            Highest frequency, in cycles per box; Nyquist terms of an even box are left out.
         box : int
-            Voxels a side of what is returned, which is as long as the images' box: at least ``2 band + 1``.
+            Voxels a side of what is returned, which is as long as the images' box.
         device, dtype
             As in :meth:`coefficients`.
 
@@ -86,7 +86,8 @@ class VolumeDecoder:
             In units of the images per pixel of theirs if `box` is theirs. Images do not tell the mean: it is such that
             density is zero on average outside the mask.
         """
-        axis = np.arange(-int(band), int(band) + 1)
+        last = min(int(band), (box - 1) // 2)
+        axis = np.arange(-last, last + 1)
         kz, ky, kx = (part.ravel() for part in np.meshgrid(axis, axis, axis, indexing="ij"))
         half = (kz > 0) | ((kz == 0) & ((ky > 0) | ((ky == 0) & (kx > 0))))
         half &= kx**2 + ky**2 + kz**2 <= band**2
