@@ -111,6 +111,7 @@ def test_half_maps_and_what_is_told_of_them(data, fitted):
     assert stack.rotations is None
 
 
+@pytest.mark.slow
 def test_contrast_is_found():
     stack, truth = particles(200, "shifted")
     contrast = np.where(np.arange(200) % 2, 0.7, 1.3)
@@ -218,6 +219,7 @@ def test_the_seed_decides_and_threads_do_not(data):
     assert not np.array_equal(other.volume_, expected.volume_)
 
 
+@pytest.mark.slow
 def test_a_generator_decides_too(data):
     def fit():
         return quietly_fitted(AbInitioVolume(**SHORT | {"random_state": np.random.RandomState(4)}), data[0][:100])

@@ -121,7 +121,11 @@ class StopAt:
         return context.task_name == self.name and self.left == 0
 
 
-@pytest.mark.parametrize("name, n", [("epoch", 1), ("epoch", 3), ("epoch", 5), ("start", 1), ("round", 1)])
+@pytest.mark.parametrize(
+    "name, n",
+    [("epoch", 3), ("round", 1)]
+    + [pytest.param(*at, marks=pytest.mark.slow) for at in (("epoch", 1), ("epoch", 5), ("start", 1))],
+)
 def test_a_callback_stops_and_the_checkpoint_goes_on(name, n, images, whole, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)  # who stops a fit need not be told that it did not end
@@ -134,6 +138,7 @@ def test_a_callback_stops_and_the_checkpoint_goes_on(name, n, images, whole, tmp
     assert_same(fit(images, checkpoint_dir=tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_tasks_are_told(images):
     callback = StopAt("nothing", 1)
     AbInitioVolume(**PARAMS, n_jobs=1, random_state=0).set_callbacks(callback).fit(images)
@@ -141,6 +146,7 @@ def test_tasks_are_told(images):
     assert callback.seen == [*start, *start, *["round"] * 3, "half set", "half set", "fit"]
 
 
+@pytest.mark.slow
 def test_finished_fits_are_not_fitted_again(images, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(AbInitioVolume, "_seconds_between_checkpoints", 0.0)
     fit(images, checkpoint_dir=tmp_path)
@@ -150,6 +156,7 @@ def test_finished_fits_are_not_fitted_again(images, whole, tmp_path, monkeypatch
     assert callback.seen == ["fit"]
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_fit_is_refused(images, tmp_path, monkeypatch):
     monkeypatch.setattr(AbInitioVolume, "_seconds_between_checkpoints", 0.0)
     fit(images, checkpoint_dir=tmp_path)

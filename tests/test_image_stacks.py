@@ -147,7 +147,10 @@ def test_dtype_is_kept(case, dtype, container, tmp_path):
 
 
 @every_estimator
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.int16, np.float16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (np.int8, np.uint8, np.uint16))],
+)
 def test_what_mrc_files_hold_becomes_float32(case, dtype):
     images = np.abs(100 * make_images()).astype(dtype)
     estimator = clone(case.estimator).fit(images)
@@ -227,6 +230,7 @@ def test_set_output(case):
         assert clone(estimator).fit(images).transform(images).ndim == 3
 
 
+@pytest.mark.slow
 @every_estimator
 def test_grid_search_in_two_processes(case, tmp_path):
     stack = ParticleStack(as_memmap(make_images(), tmp_path), pixel_size=2.0)

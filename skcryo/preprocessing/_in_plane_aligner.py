@@ -148,13 +148,13 @@ class InPlaneAligner(CallbackSupportMixin, StackTagsMixin, TransformerMixin, Bas
     --------
     >>> from skcryo.datasets import make_molecule, make_particles
     >>> from skcryo.preprocessing import InPlaneAligner
-    >>> stack, truth = make_particles(make_molecule(32, random_state=0), 200, preset="shifted", snr=0.5, random_state=0)
-    >>> aligner = InPlaneAligner(8, random_state=0)
+    >>> stack, truth = make_particles(make_molecule(24, random_state=0), 80, preset="shifted", snr=2.0, random_state=0)
+    >>> aligner = InPlaneAligner(4, max_shift=2, random_state=0)
     >>> aligned = aligner.fit_transform(stack)
     >>> aligned
-    ParticleStack(shape=(200, 32, 32), dtype=float32, pixel_size=5, shifts)
+    ParticleStack(shape=(80, 24, 24), dtype=float32, pixel_size=5, shifts)
     >>> aligner.class_averages_.shape, aligner.angles_.shape, aligner.shifts_.shape
-    ((8, 32, 32), (200,), (200, 2))
+    ((4, 24, 24), (80,), (80, 2))
     """
 
     _parameter_constraints: dict = {
