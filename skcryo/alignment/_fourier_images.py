@@ -134,8 +134,8 @@ class FourierImages:
         spectrum : array-like of shape (L // 2 + 1,)
             Power of the noise by ring, as of :func:`skcryo.preprocessing.noise_spectrum`.
         max_ring : float
-            Highest frequency that is kept, in cycles per box. No further ones than those of shell ``L // 2`` are, nor
-            the Nyquist terms of an even box.
+            Highest frequency that is kept, in cycles per box. Never beyond Nyquist, ``L / 2``, nor are the
+            Nyquist terms of an even box, which a shift keeps only a part of.
         ctf : structured array of shape (n_images,), default=None
         pixel_size : float, default=None
             Angstrom; needed with a `ctf`.
@@ -163,7 +163,7 @@ class FourierImages:
         n, L, _ = check_images(stack, "stack").shape
         if ctf is not None:
             ctf = validate_ctf(ctf, n)
-        points, index = half_plane(L, min(max_ring, L // 2 + 0.49) / L)
+        points, index = half_plane(L, min(max_ring, L / 2) / L)
         order = np.lexsort((points[:, 1], points[:, 0], np.square(points).sum(axis=1)))[1:]
         points = points[order].astype(np.float64)
         row, column = np.divmod(index[order], L // 2 + 1)

@@ -467,7 +467,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
         return product_dtype(device) if self.precision == "auto" else self.precision
 
     def _highest_ring(self, L):
-        highest, unit = L // 2 + 0.49, self.pixel_size_ or 1.0  # all of the last shell
+        highest, unit = L / 2, self.pixel_size_ or 1.0
         if self._radius(L) > L:
             raise ValueError(f"mask_radius is {self.mask_radius} pixels; at most the box of {L} is wanted")
         ring = highest if self.resolution is None else min(highest, L * unit / self.resolution)
@@ -475,7 +475,7 @@ class CryoDRGN(CallbackSupportMixin, FittedDecoder, BaseEstimator):
             raise ValueError(
                 f"resolution is {self.resolution}, coarser than half the box of {L * unit:g}; a smaller one is wanted"
             )
-        self.resolution_ = L * unit / min(ring, L / 2)
+        self.resolution_ = L * unit / ring
         return float(ring)
 
 
