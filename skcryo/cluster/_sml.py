@@ -38,6 +38,7 @@ from ._sml_start import check_averages, first_means
 from ._sml_subspace import SubspaceMixture
 from ._sml_use import FittedManifold, float_dtype
 
+_COMPONENTS = 100, 200  # at least and at most, between them the square root of the number of images
 _START_COMPONENTS = 50  # in which a fit on pixels starts
 _NOISE_BOUNDS = (0.5, 1.1)  # relative to what components leave: a free equation 12 takes signal for noise
 _ROW_NOISE_BOUNDS = (1e-6, 10.0)
@@ -82,10 +83,11 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
     residual : float, default=0.1
         Variance by which each class mean may deviate from the manifold, relative to the variance along it. Unused
         without a manifold.
-    n_components : int or None, default=50
-        Principal components, with CTFs undone, in the span of which class means lie. None: no such bound; slower and,
-        in noise, less accurate. Rows that are no images have none. In either case class means differ only up to the
-        last ring in which the images' covariance shows signal.
+    n_components : int, "auto" or None, default="auto"
+        Principal components, with CTFs undone, in the span of which class means lie. "auto": 100, and from 10,000
+        images on the square root of their number, at most 200: more images make finer components worth having. None: no
+        such bound; slower and, in noise, less accurate. Rows that are no images have none. In either case class means
+        differ only up to the last ring in which the images' covariance shows signal.
     resolution : float, default=None
         Finest detail looked at, in Angstrom. None: 32 cycles across the box, at most Nyquist.
     mask_radius : float or "auto", default="auto"
@@ -186,7 +188,7 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         "basis_width": [Interval(Real, 0, None, closed="neither")],
         "alpha": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "residual": [Interval(Real, 0, None, closed="left")],
-        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "n_components": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
         "resolution": [Interval(Real, 0, None, closed="neither"), None],
         "mask_radius": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "init": [StrOptions({"auto", "pca", "k-means", "random"}), "array-like"],
@@ -209,7 +211,7 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         basis_width=0.7,
         alpha=1.0,
         residual=0.1,
-        n_components=50,
+        n_components="auto",
         resolution=None,
         mask_radius="auto",
         init="auto",
@@ -287,7 +289,7 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         saved = StageCheckpoints(self.checkpoint_dir, self._fingerprint(stack, ctf, sample_weight, init))
         with FitProgress(self, X, y, max_steps=self.max_iter + 1, sample_weight=sample_weight) as progress:
             radius = None if self.mask_radius == "auto" else float(self.mask_radius)
-            self._space = find_signal_space(data, self.n_components or _START_COMPONENTS, radius)
+            self._space = find_signal_space(data, self._n_components(len(stack)), radius)
             self._mixture, nodes = self._make_mixture(data, n_clusters, shape)
             rng = np.random.RandomState(seed)
             run = run_em(
@@ -369,6 +371,13 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         if device is not None:
             return TorchExpectation(device)
         return partial(expect, n_jobs=self._threads())
+
+    def _n_components(self, n_samples):
+        if self.n_components is None:
+            return _START_COMPONENTS
+        if self.n_components == "auto":
+            return int(np.clip(np.sqrt(n_samples), *_COMPONENTS))
+        return self.n_components
 
     def _threads(self):
         return max_threads() if self.n_jobs is None else joblib.effective_n_jobs(self.n_jobs)
