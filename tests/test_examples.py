@@ -52,6 +52,7 @@ def test_every_script_is_tested():
     }
 
 
+@pytest.mark.slow
 def test_classify_particles(tmp_path):
     from skcryo.io import load_particles, read_star
 
@@ -73,6 +74,7 @@ def test_reconstruct_volume(tmp_path):
     assert resolution < 40 and fitted.resolution_ < 40
 
 
+@pytest.mark.slow
 def test_plot_ab_initio(tmp_path, capsys):
     fitted, errors = runpy.run_path(str(EXAMPLES / "plot_ab_initio.py"))["main"](tmp_path)
     names = ["fsc.png", "particles.mrcs", "particles.star", "posed.star", "slices.png", "views.png", "volume.mrc"]
@@ -129,6 +131,7 @@ def test_plot_sml(tmp_path, capsys):
     assert capsys.readouterr().out.count("held-out") == 3
 
 
+@pytest.mark.slow
 def test_plot_common_lines_max_cut(tmp_path, capsys):
     classes, precision = runpy.run_path(str(EXAMPLES / "plot_common_lines_max_cut.py"))["main"](tmp_path)
     names = ["class1.png", "class2.png", "classified.star", "particles.mrcs", "particles.star", "weights.png"]
@@ -138,6 +141,7 @@ def test_plot_common_lines_max_cut(tmp_path, capsys):
     assert "two classes\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plot_lud_rotations(tmp_path, capsys):
     fitted, found, errors = runpy.run_path(str(EXAMPLES / "plot_lud_rotations.py"))["main"](tmp_path)
     names = ["particles.mrcs", "particles.star", "posed.star", "slices.png", "views.png"]
@@ -148,6 +152,7 @@ def test_plot_lud_rotations(tmp_path, capsys):
     assert "converged\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_grid_search():
     search = runpy.run_path(str(EXAMPLES / "grid_search.py"))["main"]()
     scores = search.cv_results_["mean_test_score"]

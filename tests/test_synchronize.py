@@ -47,6 +47,7 @@ def test_offsets_are_recovered(molecule, seed):
     assert np.quantile(residual(offsets, true, rotations), 0.9) < 0.9
 
 
+@pytest.mark.slow
 def test_pairs_alone_hold_the_offsets(molecule, monkeypatch):
     """Without the centres of mass, which are good for clean densities: here they are off by 2 px each."""
     averages, rotations, true = moved_averages(molecule, 60, 5, noise=0.1)

@@ -166,6 +166,7 @@ def test_attributes_and_their_types():
 
 
 # ------------------------------------------------------------------------------------- grid search
+@pytest.mark.slow
 def test_grid_search_on_a_lazy_stack_with_ctfs_is_the_loop_by_hand(tmp_path):
     stack = in_files(particles(72, 3, noise=1.5, ctf=True), tmp_path)
     model = make_pipeline(NormalizeBackground(), kmeans(max_iter=4, n_angles=24))
