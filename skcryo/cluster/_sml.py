@@ -38,7 +38,7 @@ from ._sml_start import check_averages, first_means
 from ._sml_subspace import SubspaceMixture
 from ._sml_use import FittedManifold, float_dtype
 
-_COMPONENTS = 100, 200  # at least and at most, between them the square root of the number of images
+_COMPONENTS = 50, 200  # at least and at most
 _START_COMPONENTS = 50  # in which a fit on pixels starts
 _NOISE_BOUNDS = (0.5, 1.1)  # relative to what components leave: a free equation 12 takes signal for noise
 _ROW_NOISE_BOUNDS = (1e-6, 10.0)
@@ -84,10 +84,10 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         Variance by which each class mean may deviate from the manifold, relative to the variance along it. Unused
         without a manifold.
     n_components : int, "auto" or None, default="auto"
-        Principal components, with CTFs undone, in the span of which class means lie. "auto": 100, and from 10,000
-        images on the square root of their number, at most 200: more images make finer components worth having. None: no
-        such bound; slower and, in noise, less accurate. Rows that are no images have none. In either case class means
-        differ only up to the last ring in which the images' covariance shows signal.
+        Principal components, with CTFs undone, in the span of which class means lie. "auto": the square root of twice
+        the number of images, from 50 to 200 (100 of 5000 images): more images make finer components worth having.
+        None: no such bound; slower and, in noise, less accurate. Rows that are no images have none. In either case
+        class means differ only up to the last ring in which the images' covariance shows signal.
     resolution : float, default=None
         Finest detail looked at, in Angstrom. None: 32 cycles across the box, at most Nyquist.
     mask_radius : float or "auto", default="auto"
@@ -376,7 +376,7 @@ class SMLClustering(CallbackSupportMixin, FittedManifold, BaseEstimator):
         if self.n_components is None:
             return _START_COMPONENTS
         if self.n_components == "auto":
-            return int(np.clip(np.sqrt(n_samples), *_COMPONENTS))
+            return int(np.clip(np.sqrt(2 * n_samples), *_COMPONENTS))
         return self.n_components
 
     def _threads(self):
